@@ -62,15 +62,15 @@ class RevisionFinder:
 
         Raises RecipeError where it cannot be found.
         """
-        pinned = self._pin(settings, "")
+        pinned = self._pin_revisions_in(settings, "")
         assert isinstance(pinned, type(settings))
         return pinned
 
-    def _pin(self, value: Any, place: str) -> Any:
+    def _pin_revisions_in(self, value: Any, place: str) -> Any:
         """Returns a value of the settings with revisions replaced; the same object where there is none in it."""
         if isinstance(value, BaseModel):
             fields = {name: getattr(value, name) for name in type(value).model_fields}
-            pinned = {name: self._pin(old, f"{place}.{name}") for name, old in fields.items()}
+            pinned = {name: self._pin_revisions_in(old, f"{place}.{name}") for name, old in fields.items()}
             changed = {name: new for name, new in pinned.items() if new is not fields[name]}
             repository: HubRepository | None = getattr(value, "hub_repository", None)
             if repository is not None and not COMMIT.fullmatch(fields["revision"]):
@@ -78,10 +78,10 @@ class RevisionFinder:
                 changed["revision"] = self._find_commit(repository, fields["revision"], at)
             return value.model_copy(update=changed) if changed else value
         if isinstance(value, dict):
-            items = {name: self._pin(item, f"{place}.{name}") for name, item in value.items()}
+            items = {name: self._pin_revisions_in(item, f"{place}.{name}") for name, item in value.items()}
             return items if any(items[name] is not value[name] for name in items) else value
         if isinstance(value, list):
-            entries = [self._pin(item, f"{place}[{number}]") for number, item in enumerate(value)]
+            entries = [self._pin_revisions_in(item, f"{place}[{number}]") for number, item in enumerate(value)]
             return entries if any(new is not old for new, old in zip(entries, value, strict=True)) else value
         return value
 

@@ -64,7 +64,7 @@ def draw_bars(rows: Sequence[Bar], *, title: str, narrow: bool = False) -> str:
             f'x="{form.left}" y="{y - 3}"' if narrow else f'x="{form.left - 8}" y="{middle + 4:.1f}" text-anchor="end"'
         )
         parts += [
-            f'<text class="label" {label_place}>{escape(_cut(row.label, form.label_characters))}</text>',
+            f'<text class="label" {label_place}>{escape(_shorten_label(row.label, form.label_characters))}</text>',
             f'<rect x="{form.left}" y="{y + 3}" width="{max(end - form.left, 0):.1f}" height="{_BAR}" rx="2" '
             f'fill="var(--c{row.colour % N_COLOURS})" opacity="0.85"/>',
             f'<path class="error" d="M{low:.1f} {middle}H{high:.1f}'
@@ -76,7 +76,7 @@ def draw_bars(rows: Sequence[Bar], *, title: str, narrow: bool = False) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _cut(text: str, n_characters: int) -> str:
+def _shorten_label(text: str, n_characters: int) -> str:
     """Cuts the middle out of a label that has no room: its end says how the model was asked."""
     if len(text) <= n_characters:
         return text

@@ -116,11 +116,11 @@ class OutsideFileWatch:
         """Returns whether a file has been seen with another content. Looks once a second, at times and sizes first."""
         if self.error is None and self._clock() >= self._next_look:
             self._next_look = self._clock() + SECONDS_BETWEEN_LOOKS
-            self._look()
+            self._digest_changed_files()
         return self.error is not None
 
-    def _look(self) -> None:
-        """Digests the files that have been written since the last look."""
+    def _digest_changed_files(self) -> None:
+        """Digests the files that have been written since the last time."""
         for name, digest in self._expected.items():
             identity = _get_identity(name)
             if identity == self._seen[name]:

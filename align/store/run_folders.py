@@ -178,7 +178,9 @@ def write_run_folder(
             is_new_beside_other = folder.name != name and not folder.exists()
             note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
             folder.mkdir(parents=True, exist_ok=True)
-            _write_record(RunRecord(folder, request, str(home.resolve()), __version__, _now(), None, None))
+            _write_record(
+                RunRecord(folder, request, str(home.resolve()), __version__, _format_current_time(), None, None)
+            )
             write_text(folder / RESOLVED, resolved)
             (held or released).enter_context(hold_run_links(folder, folders))
             return note
@@ -214,7 +216,9 @@ def close_record(folder: Path, exit_code: int, message: str = "") -> None:
     """Writes into the record of a run when and how it ended, with the message of the error if there was one."""
     record = read_record(folder)
     if record:
-        _write_record(RunRecord(**{**vars(record), "ended": _now(), "exit_code": exit_code, "message": message}))
+        _write_record(
+            RunRecord(**{**vars(record), "ended": _format_current_time(), "exit_code": exit_code, "message": message})
+        )
 
 
 def _write_record(record: RunRecord) -> None:
@@ -229,7 +233,7 @@ def _write_record(record: RunRecord) -> None:
     write_json(record.folder / RECORD, {name: values[name] for name in values if name not in ("folder", "request")})
 
 
-def _now() -> str:
+def _format_current_time() -> str:
     return datetime.now(UTC).isoformat()  # of one zone and to the microsecond: the last of several is looked for
 
 

@@ -25,11 +25,12 @@ def _is_same_notation(gold: SetBuilder, answer: SetBuilder, is_same_answer: Answ
     (gold_element, gold_conditions), (answer_element, answer_conditions) = map(_split_conditions, (gold, answer))
     gold_letter, answer_letter = (_find_bound_letter(built) for built in (gold, answer))
     if gold_letter != answer_letter and gold_letter and answer_letter:
-        if re.search(_name(gold_letter), f"{answer.element} {answer.condition}"):
+        if re.search(_build_letter_pattern(gold_letter), f"{answer.element} {answer.condition}"):
             return False
-        answer_element = re.sub(_name(answer_letter), gold_letter.replace("\\", r"\\"), answer_element)
+        answer_element = re.sub(_build_letter_pattern(answer_letter), gold_letter.replace("\\", r"\\"), answer_element)
         answer_conditions = [
-            re.sub(_name(answer_letter), gold_letter.replace("\\", r"\\"), item) for item in answer_conditions
+            re.sub(_build_letter_pattern(answer_letter), gold_letter.replace("\\", r"\\"), item)
+            for item in answer_conditions
         ]
     unmatched = list(answer_conditions)
     for condition in gold_conditions:
@@ -58,7 +59,7 @@ def _find_bound_letter(built: SetBuilder) -> str:
     return letters.pop() if len(letters) == 1 else ""
 
 
-def _name(letter: str) -> str:
+def _build_letter_pattern(letter: str) -> str:
     """Returns the pattern of a letter that is no part of a word or command."""
     return rf"(?<![A-Za-z\\]){re.escape(letter)}(?![A-Za-z])"
 

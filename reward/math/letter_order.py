@@ -31,7 +31,7 @@ def is_equal_in_order(left: Node, right: Node, is_equal: Callable[[Node, Node], 
     if any(part.head == "constant" and part.value == "pi" for part in iterate_nodes(left)):
         return True
     try:
-        left_terms, right_terms = _expand(left, capitals), _expand(right, capitals)
+        left_terms, right_terms = _multiply_out(left, capitals), _multiply_out(right, capitals)
     except _TooLongError:
         return False
     return all(
@@ -69,7 +69,7 @@ def _get_small_power(node: Node) -> int | None:
     return int(exponent.value) if 0 < exponent.value <= _MAX_POWER else None
 
 
-def _expand(node: Node, capitals: frozenset[str]) -> Terms:
+def _multiply_out(node: Node, capitals: frozenset[str]) -> Terms:
     """Multiplies an expression out to its words of capital letters, each with its coefficient.
 
     Raises _TooLongError for too many words.
@@ -81,19 +81,21 @@ def _expand(node: Node, capitals: frozenset[str]) -> Terms:
     if node.head == "power" and _get_small_power(node) is None:
         return {(repr(node),): _ONE}
     if node.head == "negative":
-        return {word: Node("negative", (term,)) for word, term in _expand(node.args[0], capitals).items()}
+        return {word: Node("negative", (term,)) for word, term in _multiply_out(node.args[0], capitals).items()}
     if node.head == "quotient":
-        return {word: Node("quotient", (term, node.args[1])) for word, term in _expand(node.args[0], capitals).items()}
+        return {
+            word: Node("quotient", (term, node.args[1])) for word, term in _multiply_out(node.args[0], capitals).items()
+        }
     if node.head == "sum":
         terms: dict[tuple[str, ...], list[Node]] = {}
         for arg in node.args:
-            for word, term in _expand(arg, capitals).items():
+            for word, term in _multiply_out(arg, capitals).items():
                 terms.setdefault(word, []).append(term)
         return {word: Node("sum", tuple(parts)) if len(parts) > 1 else parts[0] for word, parts in terms.items()}
     factors = [node.args[0]] * (_get_small_power(node) or 1) if node.head == "power" else list(node.args)
     product: Terms = {(): _ONE}
     for factor in factors:
-        product = _multiply(product, _expand(factor, capitals))
+        product = _multiply(product, _multiply_out(factor, capitals))
     return product
 
 
