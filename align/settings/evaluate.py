@@ -1,10 +1,11 @@
 """Defines the settings of `evaluate`, which measures the accuracy of one model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef, ScorerRef
+from qwen_align.align.settings.base import ALWAYS_IN_KEY
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import StageSettings, VerdictLimit
@@ -29,6 +30,9 @@ class Evaluate(StageSettings, VerdictLimit):
         [Switch()], min_length=1, description="ways of asking the model to think or not, each with a result of its own"
     )
     rewards: Rewards = Field([], description="settings of the rewards that questions name; others have their defaults")
+    precision: Annotated[Literal["auto", "fp32", "bf16"], ALWAYS_IN_KEY] = Field(
+        "auto", description="precision of weights and computation; auto = that of the model's files"
+    )
     best_of_n_scorer: ScorerRef | None = Field(
         None,
         description="reward model that picks one of each question's completions: best of n is reported too",

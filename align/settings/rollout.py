@@ -1,12 +1,12 @@
 """Defines the settings of `rollout`: completions of a model with the verdicts of its rewards."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.rows import Flag, Mode
-from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.reward.settings import RewardList
@@ -66,5 +66,8 @@ class Rollout(StageSettings, CanBeEmpty):
     rewards: RewardList = Field(description="rewards that judge each completion; their verdicts are written beside it")
     thinking_switch: Switch | None = Field(
         None, description="how the model is asked to think or not; null = each prompt's own mode and flag"
+    )
+    precision: Annotated[Literal["auto", "fp32", "bf16"], ALWAYS_IN_KEY] = Field(
+        "auto", description="precision of weights and computation; auto = that of the model's files"
     )
     keep_tokens: bool = Field(False, description="write token ids and log-probabilities beside the text")

@@ -25,13 +25,40 @@ class Runtime(Strict):
     micro_batch: int = Field(
         default=8, ge=1, le=65_536, description="largest number of rows (or pairs) per device in one forward pass"
     )
+    micro_batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="largest number of tokens per device in one forward pass, of as many rows as fit; a longer row "
+        "goes alone. null = micro_batch rows, however long",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto",
+        description="attention implementation; auto = the fastest installed one that keeps packed rows apart",
+    )
     generation_batch: int = Field(
         default=256, ge=1, le=65_536, description="completions decoded side by side, per process"
     )
-    checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, more time"
+    kv_cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="GiB of keys and values that are held while completions are decoded, per process; null = what is "
+        "free of the device's memory, less a margin",
     )
+    prefill_tokens: int = Field(
+        default=16_384,  # our choice: at 8B's widths in bf16 a layer's activations are then below 2 GiB
+        ge=1,
+        description="prompt tokens that are read in one forward pass before decoding",
+    )
+    checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        default="auto",
+        description="recompute activations in the backward pass: less memory, more time; auto = where the "
+        "estimate without it is above half of the device's memory",
+    )
+    activation_offloading: bool = Field(
+        default=False, description="keep what the backward pass needs in host memory: less memory, more time"
+    )
+    dataloader_workers: int = Field(default=0, ge=0, le=64, description="processes that prepare batches, per device")
     deepspeed: OutsideFile | None = Field(
         default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
     )

@@ -26,6 +26,15 @@ class Lora(Strict):
     rank: int = Field(ge=1, description="rank of the two factors of each adapter")
     alpha: float = Field(gt=0, description="scale of the adapters: their output is multiplied by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; only sft may have it")
+    base_weights: Literal["auto", "fp32", "bf16", "nf4"] = Field(
+        "auto",
+        description="how the frozen base is held: auto = as its files have it (fp32 where precision is fp32); nf4 = in "
+        "4 bits with double quantisation (QLoRA, arXiv:2305.14314)",
+    )
+    dora: bool = Field(False, description="train a magnitude per output beside each adapter (DoRA, arXiv:2402.09353)")
+    rank_stabilized: bool = Field(
+        False, description="scale the adapters by alpha / sqrt(rank) (rsLoRA, arXiv:2312.03732), not alpha / rank"
+    )
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear",
         description="names of the layers that get adapters; all-linear = every linear layer but the head and the "
@@ -59,6 +68,18 @@ class Optimizer(Strict):
         [0.9, 0.999], min_length=2, max_length=2, description="AdamW's decay rates of the two moment estimates"
     )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    precision: Annotated[Literal["fp32", "bf16"], ALWAYS_IN_KEY] = Field(
-        "fp32", description="precision of the computation; bf16 = autocast over fp32 weights"
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="implementation of AdamW: 8bit = moment estimates in 8 bits; paged = moved to host memory when the "
+        "GPU's is full (both of bitsandbytes)",
     )
+    precision: Annotated[Literal["auto", "fp32", "bf16"], ALWAYS_IN_KEY] = Field(
+        "auto",
+        description="precision of the computation; auto = bf16 for a model whose files are bf16, else fp32. Trained "
+        "weights are fp32 in either: bf16 is autocast over them",
+    )
+    save_weights: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="precision in which a model trained without lora is handed on; auto = as the files it started from",
+    )
+    tf32: bool = Field(False, description="let GPUs multiply fp32 matrices with 10 bits of mantissa (TF32): faster")
