@@ -17,8 +17,8 @@ class HeadMemory(NamedTuple):
 class HeadWork(NamedTuple):
     """What a head computes: scores of `n_tokens` hidden states of `hidden` numbers over `vocabulary` words.
 
-    state_bytes, weight_bytes: of a number of the states and of the weight. compute: bytes of a logit. trained: the head's
-    weight has a gradient. entropy: entropies have a gradient too.
+    state_bytes, weight_bytes: of a number of the states and of the weight. compute: bytes of a logit. trained: the
+    head's weight has a gradient. entropy: entropies have a gradient too.
     """
 
     n_tokens: int
@@ -34,9 +34,9 @@ class HeadWork(NamedTuple):
 def measure_tiled_head(work: HeadWork, *, is_on_gpu: bool) -> HeadMemory:
     """Returns the memory of TRL's fused head, which holds one tile of the logits at a time.
 
-    On a GPU a Triton kernel turns a tile into gradients in place. In torch, on a CPU, the tile is written out in fp32 by
-    each operation: three at once forward; backward seven, with a gradient of entropies eight, and one of booleans; or two and the
-    words' weights, for the products with a tile.
+    On a GPU a Triton kernel turns a tile into gradients in place. In torch, on a CPU, the tile is written out in fp32
+    by each operation: three at once forward; backward seven, with a gradient of entropies eight, and one of booleans;
+    or one and the words' weights, for the products with a tile.
     """
     words = min(TILE_WORDS, work.vocabulary)
     tile = float(min(work.n_tokens, TILE_TOKENS) * words)

@@ -25,12 +25,12 @@ class LayerShape(NamedTuple):
 class LayerNumerics(NamedTuple):
     """In which precision a layer computes, and what of it is trained.
 
-    stored: bytes of a weight that is not quantised, which is that of the hidden states between layers. autocast: matrices
-    are multiplied in bf16 whatever their inputs. trains_base: gradients of the layer's own weights. adapter_ranks: rank
-    by the names of the layers that have a LoRA adapter, whose weights are fp32. is_quantised: linear layers are in 4
-    bits. has_dora: adapters have a magnitude per output. repeats_keys: attention has a mask, so that keys and values are
-    copied for every head that shares them. adapts_as_given: adapters read a layer's input in the precision it has (PEFT on
-    4-bit layers under autocast of a GPU); else they read a copy in fp32.
+    stored: bytes of a weight that is not quantised, which is that of the hidden states between layers. autocast:
+    matrices are multiplied in bf16 whatever their inputs. trains_base: gradients of the layer's own weights.
+    adapter_ranks: rank by the names of the layers that have a LoRA adapter, whose weights are fp32. is_quantised:
+    linear layers are in 4 bits. has_dora: adapters have a magnitude per output. repeats_keys: attention has a mask, so that
+    keys and values are copied for every head that shares them. adapts_as_given: adapters read a layer's input in the
+    precision it has (PEFT on 4-bit layers under autocast of a GPU); else they read a copy in fp32.
     """
 
     stored: int
@@ -146,7 +146,9 @@ class _Writer:
         if not self.numerics.repeats_keys:
             k, v = (self.convert(one, shape.keys, compute) for one in (k, v))
         out = self.tape.record([q, k, v], q.n_bytes, saves=[q, k, v])
-        sums = self.tape.add_tensor(float(_FP32 * shape.heads * self.n_tokens), needs_gradient=False)  # log-sum-exp of scores
+        sums = self.tape.add_tensor(
+            float(_FP32 * shape.heads * self.n_tokens), needs_gradient=False
+        )  # logarithms of the sums of exponentiated scores
         self.tape.save_output(out, sums)
         return self.hold(x, self.linear(out, "o_proj", shape.hidden, shape.queries))
 

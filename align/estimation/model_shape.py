@@ -1,7 +1,7 @@
 """Counts a model's parameters from its config.json, by what becomes of them in memory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,9 +14,8 @@ from qwen_align.align.settings.training import Lora
 class ModelShape:
     """The shape of a language model: the widths of its layers, and its parameters by kind.
 
-    layers: those of a layer's tensors that linear layers have, by their names without the layer's number, and how often
-    each is there. head: 0 where it is the embeddings. others: norms and biases. active_layer: linear weights of one
-    layer that a token passes through, which in a mixture of experts are a part of them.
+    head: 0 where it is the embeddings. others: norms, biases and routers. active: weights of linear layers that a token
+    passes through, which in a mixture of experts are a part of them. stored_bytes: of a weight in the model's files.
     """
 
     layer: LayerShape
@@ -36,6 +35,10 @@ class ModelShape:
     def n_parameters(self) -> int:
         """Returns the number of parameters; a head that is tied to the embeddings counts once."""
         return self.embeddings + self.head + self.linear + self.others
+
+    def without_head(self) -> "ModelShape":
+        """Returns the shape of the trunk alone, as a reward model has it."""
+        return replace(self, head=0)
 
     @property
     def largest_linear(self) -> int:
@@ -78,7 +81,9 @@ def read_model_shape(config: Mapping[str, Any]) -> ModelShape:
 def list_adapter_ranks(lora: Lora, shape: ModelShape) -> dict[str, int]:
     """Returns the rank of the adapter of each kind of linear layer that has one, by names such as q_proj."""
     kinds = {_get_kind(name) for name, _ in shape.linear_shapes}
-    targets = kinds if isinstance(lora.target_modules, str) else {name.rpartition(".")[2] for name in lora.target_modules}
+    targets = (
+        kinds if isinstance(lora.target_modules, str) else {name.rpartition(".")[2] for name in lora.target_modules}
+    )
     return dict.fromkeys(sorted(kinds & targets), lora.rank)
 
 

@@ -37,7 +37,7 @@ class TrainedModel(NamedTuple):
 
     @property
     def cast_bytes(self) -> float:
-        """Returns the bytes of the copies in bf16 that autocast makes of fp32 weights, and keeps through a forward pass.
+        """Returns the bytes of autocast's copies in bf16 of fp32 weights, which it keeps through a forward pass.
 
         Those of matrices alone: norms and embeddings are computed as they are. A head is multiplied in tiles.
         """

@@ -21,9 +21,9 @@ class Tensor:
 class Operation:
     """An operation on the tape. `saved` are the tensors that its backward pass reads.
 
-    temporary: bytes alive only while its backward pass runs. weight_gradient: bytes of the gradient of its weight, which
-    stay; gradient_cast: bytes of that gradient in the precision it is computed in, where it is another. held: tensors
-    that are alive until then because the caller of the code still has them.
+    temporary: bytes alive only while its backward pass runs. weight_gradient: bytes of the gradient of its weight.
+    gradient_cast: bytes of that gradient in the precision it is computed in, where it is another. held: tensors that
+    are alive until then because the caller of the code still has them.
     """
 
     inputs: tuple[Tensor, ...]
@@ -117,7 +117,9 @@ class Tape:
             if not operation.output.needs_gradient:
                 continue
             new = [one.n_bytes for one in operation.inputs if one.needs_gradient]
-            peak = max(peak, alive + sum(new) + operation.temporary + operation.weight_gradient + operation.gradient_cast)
+            peak = max(
+                peak, alive + sum(new) + operation.temporary + operation.weight_gradient + operation.gradient_cast
+            )
             for one in operation.inputs:  # a second gradient of a tensor is added to the first in place
                 if one.needs_gradient and one not in gradients:
                     gradients.add(one)

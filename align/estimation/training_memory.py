@@ -28,8 +28,9 @@ class TrainingPass(NamedTuple):
     """How a micro-batch is trained on.
 
     accumulates: gradients of an earlier micro-batch are there. resident: bytes by part that are there at any moment
-    beside weights, gradients and moments. reference_pass: the reference policy scores the micro-batch while the policy's
-    activations are kept (DPO). full_logits: the loss is transformers' own. has_head: else a layer with one output.
+    beside weights, gradients and moments. reference_pass: the reference policy scores the micro-batch while the
+    policy's activations are kept (DPO). full_logits: the loss is transformers' own. has_head: else a layer with one
+    output. trunks: how many of the model's size keep activations (PPO's critic is another).
     """
 
     model: TrainedModel
@@ -44,6 +45,7 @@ class TrainingPass(NamedTuple):
     has_head: bool = True
     entropy_gradient: bool = False
     gradient_bytes: int = 4
+    trunks: int = 1
     offloads_activations: bool = False
 
 
@@ -69,7 +71,7 @@ def list_update_moments(work: TrainingPass) -> list[Moment]:
     tape = _write_tape(work)
     layer_input = float(shape.layer.hidden * model.other_bytes * work.batch.n_tokens)
     saved = layer_input if work.checkpointing else tape.count_saved()
-    kept_layers = 0.0 if work.offloads_activations else shape.n_layers * saved
+    kept_layers = 0.0 if work.offloads_activations else work.trunks * shape.n_layers * saved
     one_layer = _measure_layer_backward(tape, work, layer_input)
     # All but this layer's, which is part of it already.
     others = max(0.0, kept_layers - (saved if not work.checkpointing or tape.saves_input else 0.0))
@@ -81,7 +83,9 @@ def list_update_moments(work: TrainingPass) -> list[Moment]:
     casts = model.cast_bytes if work.checkpointing or model.lora else 0.0  # else they are among what is saved
     state: Parts = {**_list_resident(model), **work.resident, "optimiser": work.optimizer_bytes}
 
-    def build(name: str, *, gradients: float, casts: float = 0.0, activations: float = 0.0, logits: float = 0.0) -> Moment:
+    def build(
+        name: str, *, gradients: float, casts: float = 0.0, activations: float = 0.0, logits: float = 0.0
+    ) -> Moment:
         parts = {"gradients": gradients, "casts": casts, "activations": activations + tables, "logits": logits}
         return Moment(name, {**state, **parts})
 

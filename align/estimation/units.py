@@ -10,7 +10,10 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def parse_size(text: str) -> int:
-    """Parses a size such as `24GB` (24 x 10^9 bytes) or `24GiB` (24 x 2^30) into bytes. Raises RecipeError otherwise."""
+    """Parses a size such as `24GB` (24 x 10^9 bytes) or `24GiB` (24 x 2^30) into bytes.
+
+    Raises RecipeError for anything else.
+    """
     found = _SIZE.fullmatch(text.strip())
     if not found or found[2] not in _UNITS or float(found[1]) == 0:
         raise RecipeError(f"'{text}': is no size of memory; write 24GB (24 x 10^9 bytes) or 24GiB (24 x 2^30 bytes)")
