@@ -1,6 +1,6 @@
 """Implements `qwen-align check --gpu`: what a recipe's stages need on GPUs, whether they fit, and what to turn."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -9,13 +9,18 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.estimation.cost import DECODING_SHARE, TRAINING_SHARE, Cost, Speed, choose_speed, estimate_cost
 from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, Device
 from qwen_align.align.estimation.fitting import Fit, find_fit
-from qwen_align.align.estimation.stage_estimate import ASSUMED_PROMPT_TOKENS, Phase, StageEstimate, estimate_stage
+from qwen_align.align.estimation.stage_estimate import (
+    ASSUMED_PROMPT_TOKENS,
+    Phase,
+    StageEstimate,
+    estimate_stage,
+    judge_fit,
+)
 from qwen_align.align.estimation.units import GB, format_card, format_gib, parse_cards, parse_size
 from qwen_align.align.pipeline.model_configs import find_config, name_model
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import DataRef, find_references
 from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.training import Optimizer
@@ -144,14 +149,21 @@ def describe_fit(fit: Fit | None, runtime: Runtime, estimate: StageEstimate, dev
         yield f"no runtime fits: {largest} alone: {format_gib(parts[largest])}; {_advise_beyond(estimate, device)}"
         return
     changes = {**fit.stage, **fit.runtime}
+    if not changes:
+        return
     first = next(iter(changes))
     setting = first if first in fit.stage else f"runtime.{first}"
-    yield f"turn {setting} first; with this it fits, {format_gib(fit.estimate.peak.total)}:"
+    verdict = fit.estimate.judge(device)
+    yield f"turn {setting} first; with this it {'fits' if verdict == 'fits' else 'is tight'}, at {_format_peak(fit)}:"
     if fit.stage:
         yield from (f"  {line}" for line in _to_yaml(fit.stage))
     if fit.runtime:
         kept = runtime.model_dump(exclude_defaults=True)
         yield from (f"  {line}" for line in _to_yaml({"runtime": {**kept, **fit.runtime}}))
+
+
+def _format_peak(fit: Fit) -> str:
+    return format_gib(fit.estimate.peak.total)
 
 
 def _advise_beyond(estimate: StageEstimate, device: Device) -> str:
@@ -239,12 +251,20 @@ def build_question(gpu: str | None, gpus: str | None, **given: Any) -> DeviceQue
     return DeviceQuestion(Device(n_bytes, n_devices), **given)
 
 
-def list_verdicts(plan: Plan, device: Device) -> Iterable[tuple[str, StageEstimate]]:
-    """Yields the name and the estimate of each stage of a plan whose model is known."""
+def describe_peaks(plan: Plan, device: Device) -> str:
+    """Returns the largest phase of each stage in GiB, and the worst verdict, on one line.
+
+    Stages of one name in their recipe count once, and so do those that begin alike up to an underscore, by the largest.
+    """
+    peaks: dict[str, float] = {}
     for stage in plan.stages:
         config = find_config(plan, stage) if _reads_model(stage) else None
-        if config is not None:
-            runtime = _plan_runtime(stage.runtime, device, stage.settings)
-            estimate = estimate_stage(stage.settings, runtime, config, device)
-            if estimate is not None:
-                yield stage.name, estimate
+        if config is None:
+            continue
+        runtime = _plan_runtime(stage.runtime, device, stage.settings)
+        estimate = estimate_stage(stage.settings, runtime, config, device)
+        if estimate is not None:
+            name = stage.origin.partition("_")[0]
+            peaks[name] = max(peaks.get(name, 0.0), estimate.peak.total)
+    said = ", ".join(f"{name} {format_gib(n_bytes)}" for name, n_bytes in peaks.items())
+    return f"{said}: {judge_fit(max(peaks.values()), device.n_bytes)}"

@@ -65,9 +65,9 @@ def choose_speed(device_bytes: int) -> Speed:
 def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, has_frozen_base: bool) -> float:
     """Counts the operations of a token in a row of `length` tokens: of a training pass, or of one without gradients.
 
-    Twice a weight forward, twice for the gradient of its input, twice for its own where it is trained; attention 4 times
-    the queries' width for each token seen, three times that where it is trained (arXiv:2204.02311, appendix B). What is
-    computed again for checkpointing is not counted.
+    Twice a weight forward, twice for the gradient of its input, twice for its own where it is trained; attention 4
+    times the queries' width for each token seen, thrice that where it is trained (arXiv:2204.02311, appendix B). What
+    is computed again for checkpointing is not counted.
     """
     head = shape.vocabulary * shape.layer.hidden
     weights = (shape.active + head) * (2 if not is_trained else 4 if has_frozen_base else 6)

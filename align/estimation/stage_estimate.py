@@ -45,8 +45,9 @@ class Phase(NamedTuple):
 class StageEstimate(NamedTuple):
     """What a stage needs on each device.
 
-    checkpointing: whether gradients are checkpointed, None where the stage trains nothing. rows_at_once: completions
-    whose keys and values fit side by side. micro_batch: of a training pass. notes: what is assumed, or not counted.
+    checkpointing: whether gradients are checkpointed, None where the stage trains nothing. micro_batch, rows_in_pass:
+    of a training pass, in rows as long as may be. rows_at_once: completions whose keys and values fit side by side.
+    notes: what is assumed, or not counted.
     """
 
     phases: list[Phase]
@@ -54,6 +55,7 @@ class StageEstimate(NamedTuple):
     model: TrainedModel | None
     checkpointing: bool | None
     micro_batch: MicroBatch | None
+    rows_in_pass: int | None
     rows_at_once: int | None
     notes: list[str]
 
@@ -159,7 +161,14 @@ class _Training:
         if self.shape.is_mixture:
             self.notes.append("activations of a mixture of experts as if tokens were spread over the experts evenly")
         return StageEstimate(
-            phases, self.shape, self.model, checkpointing, work.batch, rows_at_once, list(dict.fromkeys(self.notes))
+            phases,
+            self.shape,
+            self.model,
+            checkpointing,
+            work.batch,
+            max(1, work.batch.n_tokens // self._get_longest_row()),
+            rows_at_once,
+            list(dict.fromkeys(self.notes)),
         )
 
     def needs_checkpointing(self, device_bytes: float) -> bool:
@@ -194,15 +203,13 @@ class _Training:
 
     def _plan_micro_batch(self) -> tuple[MicroBatch, bool]:
         """Returns the largest micro-batch, of rows as long as may be, and whether a step has more than one."""
-        settings, runtime = self.settings, self.runtime
+        settings, runtime, longest = self.settings, self.runtime, self._get_longest_row()
         if isinstance(settings, OnlineRl):
             drawn = settings.prompts_per_step * settings.completions_per_prompt
             share = max(1, drawn // runtime.processes // settings.updates.minibatches)
-            longest = self.prompt_tokens + settings.sampling.max_tokens
             scored_share = settings.sampling.max_tokens / longest
         else:
             share = max(1, settings.batch // runtime.processes)
-            longest = settings.max_tokens * (1 if isinstance(settings, Sft) else 2)
             scored_share = 1.0
         rows = min(runtime.micro_batch, share)
         n_tokens = rows * longest
@@ -210,9 +217,16 @@ class _Training:
             n_tokens = max(longest, min(n_tokens, runtime.micro_batch_tokens))
         return MicroBatch(n_tokens, max(1, round(n_tokens * scored_share))), share * longest > n_tokens
 
+    def _get_longest_row(self) -> int:
+        """Returns the tokens of the longest row, or of the longest pair's two sides."""
+        settings = self.settings
+        if isinstance(settings, OnlineRl):
+            return self.prompt_tokens + settings.sampling.max_tokens
+        return settings.max_tokens * (1 if isinstance(settings, Sft) else 2)
+
     def _count_trained(self) -> int:
         """Counts the trained parameters, those of a critic among them."""
-        return self.model.trained + (self._count_critic_parameters())
+        return self.model.trained + self._count_critic_parameters()
 
     def _count_critic_parameters(self) -> int:
         if not isinstance(self.settings, Ppo):
@@ -344,4 +358,4 @@ def _estimate_sampling(
     ):
         notes.append("reward models are not counted")
     loaded = _add_overhead("load", Moment("weights", dict(weights)))
-    return StageEstimate([loaded, drawn], shape, None, None, None, at_once, notes)
+    return StageEstimate([loaded, drawn], shape, None, None, None, None, at_once, notes)

@@ -1,8 +1,7 @@
 """Checks the models that a plan's stages read, and what LoRA is to adapt in them, before anything is trained."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
@@ -10,13 +9,12 @@ from qwen_align.align.models.model_description import find_base_folder, is_stage
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_check import (
     check_weights,
-    read_model_config,
     refuse_adapter_alone,
     refuse_stray_adapter,
 )
 from qwen_align.align.pipeline.model_configs import trace_config
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
-from qwen_align.align.references import ModelRef, ScorerRef, find_references, list_fields
+from qwen_align.align.references import ScorerRef, find_references, list_fields
 from qwen_align.align.settings.recipe import ModelSource
 from qwen_align.align.settings.training import Lora
 from qwen_align.align.stages.registry import STAGE_KINDS
