@@ -1,6 +1,7 @@
 """Estimates the memory of a stage on each device, phase by phase, from its settings and the model's config.json."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any, Literal, NamedTuple
 
 from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_overhead
@@ -202,20 +203,25 @@ class _Training:
         )
 
     def _plan_micro_batch(self) -> tuple[MicroBatch, bool]:
-        """Returns the largest micro-batch, of rows as long as may be, and whether a step has more than one."""
+        """Returns the largest micro-batch, of rows as long as may be, and whether a step has more than one.
+
+        Completions of a prompt share it: where a step has few, a pass has fewer tokens than it may have.
+        """
         settings, runtime, longest = self.settings, self.runtime, self._get_longest_row()
         if isinstance(settings, OnlineRl):
             drawn = settings.prompts_per_step * settings.completions_per_prompt
             share = max(1, drawn // runtime.processes // settings.updates.minibatches)
-            scored_share = settings.sampling.max_tokens / longest
+            n_prompts = ceil(share / settings.completions_per_prompt)
+            scored = share * settings.sampling.max_tokens
+            total = scored + n_prompts * self.prompt_tokens
         else:
             share = max(1, settings.batch // runtime.processes)
-            scored_share = 1.0
-        rows = min(runtime.micro_batch, share)
-        n_tokens = rows * longest
+            total = scored = share * longest
+        budget = min(runtime.micro_batch, share) * longest
         if runtime.micro_batch_tokens is not None:
-            n_tokens = max(longest, min(n_tokens, runtime.micro_batch_tokens))
-        return MicroBatch(n_tokens, max(1, round(n_tokens * scored_share))), share * longest > n_tokens
+            budget = max(longest, min(budget, runtime.micro_batch_tokens))
+        n_tokens = min(budget, total)
+        return MicroBatch(n_tokens, max(1, round(n_tokens * scored / total))), total > n_tokens
 
     def _get_longest_row(self) -> int:
         """Returns the tokens of the longest row, or of the longest pair's two sides."""
