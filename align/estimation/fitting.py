@@ -85,18 +85,26 @@ def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]
 
 def find_most_tokens(
     settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Device, *, prompt_tokens: int | None = None
-) -> int | None:
-    """Returns the longest completion with which an online RL stage fits a device, as a power of two times 256.
+) -> tuple[int | None, StageEstimate]:
+    """Returns the longest row, or in online RL completion, with which a stage fits a device, and the estimate of it.
 
-    One row a forward pass, checkpointed. Returns None where not even 256 tokens fit.
+    Of powers of two from 512 to what the model can read. Without one that fits: None, and the estimate of the shortest.
     """
-    asked = runtime.model_copy(update={"micro_batch": 1, "micro_batch_tokens": None, "gradient_checkpointing": True})
-    longest, tokens = None, 256
+    longest: tuple[int | None, StageEstimate] | None = None
+    tokens = 512
     while tokens <= (config.get("max_position_embeddings") or 32_768):
-        sampling = settings.sampling.model_copy(update={"max_tokens": tokens})
-        changed = settings.model_copy(update={"sampling": sampling})
-        estimate = estimate_stage(changed, asked, config, device, prompt_tokens=prompt_tokens)
-        if estimate is None or estimate.judge(device) == "does not fit":
-            break
-        longest, tokens = tokens, tokens * 2
+        changed = _set_length(settings, tokens)
+        estimate = estimate_stage(changed, runtime, config, device, prompt_tokens=prompt_tokens)
+        assert estimate is not None
+        if estimate.judge(device) != "fits":
+            return longest or (None, estimate)
+        longest, tokens = (tokens, estimate), tokens * 2
+    assert longest is not None
     return longest
+
+
+def _set_length(settings: Any, tokens: int) -> Any:
+    """Returns the settings of a stage with another length of rows, or of completions."""
+    if isinstance(settings, OnlineRl):
+        return settings.model_copy(update={"sampling": settings.sampling.model_copy(update={"max_tokens": tokens})})
+    return settings.model_copy(update={"max_tokens": tokens})
