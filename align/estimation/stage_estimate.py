@@ -196,6 +196,7 @@ class _Training:
             accumulates=accumulates,
             resident=self._list_resident(),
             reference_pass=isinstance(settings, Dpo) and settings.lora is not None,
+            head="trl_on_cpu" if not self.is_on_gpu and getattr(settings, "trainer", None) == "trl" else None,
             has_head=not isinstance(settings, RewardModel),
             entropy_gradient=isinstance(settings, OnlineRl) and settings.entropy is not None,
             trunks=2 if isinstance(settings, Ppo) and settings.critic.kind == "separate" else 1,

@@ -8,7 +8,7 @@ the optimiser's own step. The largest of them is the peak; which one it is depen
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from qwen_align.align.estimation.head_memory import HeadMemory, HeadWork, measure_full_logits, measure_tiled_head
+from qwen_align.align.estimation.head_memory import HeadKind, HeadMemory, HeadWork, measure_head
 from qwen_align.align.estimation.layer_tape import write_layer_tape
 from qwen_align.align.estimation.numerics import TrainedModel
 from qwen_align.align.estimation.tape import Tape
@@ -29,7 +29,8 @@ class TrainingPass(NamedTuple):
 
     accumulates: gradients of an earlier micro-batch are there. resident: bytes by part that are there at any moment
     beside weights, gradients and moments. reference_pass: the reference policy scores the micro-batch while the
-    policy's activations are kept (DPO). full_logits: the loss is transformers' own. has_head: else a layer with one
+    policy's activations are kept (DPO). head: how it is computed; None: as our
+    code does on such a device. has_head: else a layer with one
     output. trunks: how many of the model's size keep activations (PPO's critic is another). masked_rows: rows that
     attention computes padded, with a mask, where it cannot run per row (0: it does).
     """
@@ -42,7 +43,7 @@ class TrainingPass(NamedTuple):
     accumulates: bool = True
     resident: Mapping[str, float] = {}
     reference_pass: bool = False
-    full_logits: bool = False
+    head: HeadKind | None = None
     has_head: bool = True
     entropy_gradient: bool = False
     gradient_bytes: int = 4
@@ -79,7 +80,7 @@ def list_update_moments(work: TrainingPass) -> list[Moment]:
     others = max(0.0, kept_layers - (saved if not work.checkpointing or tape.saves_input else 0.0))
     end = _measure_end_of_trunk(work)
     tables = 2.0 * shape.layer.head_dim * model.other_bytes * work.batch.n_tokens  # of rotary embeddings
-    head = measure_head(work)
+    head = _measure_head(work)
     gradients = float(work.gradient_bytes * model.trained)
     earlier = gradients if work.accumulates else 0.0
     casts = model.cast_bytes if work.checkpointing or model.lora else 0.0  # else they are among what is saved
@@ -113,7 +114,7 @@ def list_update_moments(work: TrainingPass) -> list[Moment]:
                 gradients=earlier,
                 casts=casts,
                 activations=kept_layers + end + scored.trunk,
-                logits=scored.head,
+                logits=scored.head + head.kept,
             )
         )
     if model.lora is None:
@@ -138,7 +139,7 @@ def measure_forward_pass(work: TrainingPass) -> ForwardMemory:
     """
     width = float(work.model.shape.layer.hidden * work.model.other_bytes * work.batch.n_tokens)
     trunk = width + _write_tape(work).find_forward_peak(keeps_saved=False)
-    head = 2 * width + measure_head(work).forward
+    head = 2 * width + _measure_head(work).forward
     return ForwardMemory(trunk, 0.0) if trunk >= head else ForwardMemory(width, head - width)
 
 
@@ -158,11 +159,11 @@ def measure_scoring(work: TrainingPass, *, gradients: float = 0.0) -> Moment:
     return Moment("a pass without gradients", parts)
 
 
-def measure_head(work: TrainingPass) -> HeadMemory:
+def _measure_head(work: TrainingPass) -> HeadMemory:
     """Returns the memory of the head on the micro-batch's scored tokens."""
     model, shape = work.model, work.model.shape
     if not work.has_head:
-        return HeadMemory(0.0, 0.0, 0.0)
+        return HeadMemory(0.0, 0.0, 0.0, 0.0)
     head = HeadWork(
         n_tokens=work.batch.n_scored,
         hidden=shape.layer.hidden,
@@ -173,7 +174,7 @@ def measure_head(work: TrainingPass) -> HeadMemory:
         trained=model.lora is None,
         entropy=work.entropy_gradient,
     )
-    return measure_full_logits(head) if work.full_logits else measure_tiled_head(head, is_on_gpu=work.is_on_gpu)
+    return measure_head(head, work.head or ("kernel" if work.is_on_gpu else "tiles"))
 
 
 def _write_tape(work: TrainingPass) -> Tape:
