@@ -38,11 +38,13 @@ def count_cache_bytes(shape: ModelShape, weight_bytes: int) -> int:
 
 def measure_drawing(shape: ModelShape, drawing: Drawing) -> DrawingMemory:
     """Returns what drawing needs beside the weights; a step reads prompts or samples, whichever takes more."""
-    one_row = float(count_cache_bytes(shape, drawing.weight_bytes) * drawing.columns)
+    of_token = count_cache_bytes(shape, drawing.weight_bytes)
+    one_row = float(of_token * drawing.columns)
     numerics = LayerNumerics(stored=drawing.weight_bytes, autocast=False)
     tape = write_layer_tape(shape.layer, numerics, drawing.prefill_tokens)
     width = float(shape.layer.hidden * drawing.weight_bytes * drawing.prefill_tokens)
-    prefill = width + tape.find_forward_peak(keeps_saved=False)
+    # Keys and values of the prompts of a pass are there beside the cache that they are copied to.
+    prefill = width + tape.find_forward_peak(keeps_saved=False) + of_token * drawing.prefill_tokens
     sampling = float(drawing.rows * shape.vocabulary * (_BYTES_PER_LOGIT + drawing.weight_bytes))
     is_prefill = prefill >= sampling
     return DrawingMemory(one_row, one_row * drawing.rows, prefill * is_prefill, sampling * (not is_prefill))
