@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from peft import PeftModel
 from trl import RewardTrainer
 
 from qwen_align.align.context import Context
@@ -35,6 +34,7 @@ class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Trains a reward model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     renderer = loading.load_renderer(source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_pairs(
@@ -46,7 +46,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
-    model = reward_scorer.build_scorer_model(source, renderer.pad_id)
+    causal = loading.load_model_to_train(source, settings, needs_head=False)
+    model = reward_scorer.build_scorer_model(causal, renderer.pad_id)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -55,9 +56,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
-    fit.run_trainer(trainer, out, context)
-    is_adapter = isinstance(trainer.model, PeftModel)
-    fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)
+    fit.train_and_save(trainer, settings, source, out, context)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
 
 

@@ -30,6 +30,7 @@ class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fine-tunes the model on the rows' completions, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_rows(loading.load_renderer(source), rows, max_tokens=settings.max_tokens)
     if not rendered.samples:
@@ -37,7 +38,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
-    model = loading.load_model(source)
+    model = loading.load_model_to_train(source, settings)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -48,7 +49,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],
     )
-    fit.train_and_save(trainer, source, out, context)
+    fit.train_and_save(trainer, settings, source, out, context)
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,

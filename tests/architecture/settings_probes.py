@@ -75,7 +75,7 @@ class World:
         from qwen_align.align.models import loading, reward_scorer
 
         base, made = self.inputs["base"], self.folder / "scorer"
-        model = reward_scorer.build_scorer_model(base, loading.load_renderer(base).pad_id)
+        model = reward_scorer.build_scorer_model(loading.load_model(base), loading.load_renderer(base).pad_id)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.save_pretrained(made)
         loading.copy_tokenizer_files(base, made)
