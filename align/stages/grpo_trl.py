@@ -82,7 +82,9 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source, "fp32").state_dict())
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(
+            loading.load_model(source, "fp32").state_dict()
+        )
     fit.train_and_save(trainer, spec, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts_per_step * spec.completions_per_prompt

@@ -54,7 +54,9 @@ class AtomicCheckpoints:
     args: TrainingArguments
     state: TrainerState
     _checkpoint_root: Path | None = None
-    handed_on_dtype: torch.dtype | None = None  # of a whole model that is saved for the next stage; checkpoints are fp32
+    handed_on_dtype: torch.dtype | None = (
+        None  # of a whole model that is saved for the next stage; checkpoints are fp32
+    )
 
     def _get_output_dir(self, trial: Any) -> str:
         """Returns the folder that transformers writes to.

@@ -55,7 +55,9 @@ def test_prompt_and_answer_both_count_and_a_cut_answer_is_ended(one: reward_scor
 
 def test_a_new_scorer_says_zero_of_everything(tiny_model: Path) -> None:
     renderer = Renderer.load(tiny_model)
-    fresh = reward_scorer.Scorer(reward_scorer.build_scorer_model(loading.load_model(tiny_model), renderer.pad_id), renderer, max_rows=8)
+    fresh = reward_scorer.Scorer(
+        reward_scorer.build_scorer_model(loading.load_model(tiny_model), renderer.pad_id), renderer, max_rows=8
+    )
     assert fresh(ROWS) == [0.0] * 3
 
 

@@ -139,7 +139,11 @@ def test_a_bf16_model_trained_in_bf16_stays_one_however_it_is_handed_on() -> Non
 
 def test_check_says_the_precisions_and_refuses_contradictions(bf16_model: Path, write_recipe: Any, cli: Any) -> None:
     stages = [
-        {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "trace", "n": 4, "steps": [1]}},
+        {
+            "name": "data",
+            "kind": "build_data",
+            "builder": {"kind": "arithmetic", "rows": "trace", "n": 4, "steps": [1]},
+        },
         {**SFT, "name": "full", "from_model": "m", "from_data": ["data"], "max_tokens": 400, "learning_rate": 1e-6},
         {**SFT, "name": "adapted", "from_model": "full", "from_data": ["data"], "max_tokens": 400, "lora": LORA},
     ]
@@ -190,13 +194,13 @@ def test_trained_weights_that_are_not_fp32_are_refused(bf16_model: Path) -> None
 
 def test_pure_bf16_adamw_loses_the_small_updates_that_fp32_masters_keep(bf16_model: Path) -> None:
     """Why trained weights are fp32: at a low rate the same gradients leave most bf16 weights where they were."""
-    ids = torch.arange(5, 37).repeat(4, 1)
+    ids = torch.arange(5, 37)[None]
     losses, moved = {}, {}
     for name, dtype in (("pure", torch.bfloat16), ("masters", torch.float32)):
         model = AutoModelForCausalLM.from_pretrained(bf16_model, dtype=dtype)
         before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
-        for _ in range(20):
+        for _ in range(8):
             optimizer.zero_grad()
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = model(input_ids=ids, labels=ids, use_cache=False).loss
@@ -207,7 +211,7 @@ def test_pure_bf16_adamw_loses_the_small_updates_that_fp32_masters_keep(bf16_mod
         moved[name] = 1 - still / model.num_parameters()
     assert moved["masters"] > 0.95
     assert moved["pure"] < 0.5
-    assert losses["masters"] < losses["pure"] - 0.01
+    assert losses["masters"] < losses["pure"] - 0.002
 
 
 # --- copies and casts
