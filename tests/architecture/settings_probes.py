@@ -188,6 +188,13 @@ class World:
         lora = build_lora_config(spec.lora, self.load_base()) if spec.lora else None
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
+    def base_dtypes(self, settings: Settings) -> Any:
+        """The precisions of the weights that a stage trains on, or under its adapters."""
+        from qwen_align.align.models import loading
+
+        spec = loading.resolve_settings(to_stage({"name": "stage", **settings}), self.inputs["base"])
+        return {str(weight.dtype) for weight in loading.load_model_to_train(self.inputs["base"], spec).parameters()}
+
     def loss(self, settings: Settings) -> Any:
         """Advantages, loss and gradients of online RL on fixed completions."""
         return compute_rl_loss(to_stage({"name": "stage", **settings}))
