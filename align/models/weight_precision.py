@@ -18,7 +18,7 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Optimizer
 
 Precision = Literal["fp32", "bf16"]
-Trained = TypeVar("Trained", bound=Sft | Dpo | RewardModel | OnlineRl)
+Trained = TypeVar("Trained", Sft, Dpo, RewardModel, OnlineRl)
 TRAINED = (Sft, Dpo, RewardModel, OnlineRl)
 
 # Below it a full stage's update is mostly smaller than half a step of bf16, see docs/real_models.md.
