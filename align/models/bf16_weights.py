@@ -69,10 +69,9 @@ def round_to_bf16(weight: Tensor, name: str) -> Tensor:
     seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
     generator = torch.Generator().manual_seed(seed)
     rounded = torch.empty(weight.shape, dtype=torch.bfloat16)
-    for source, target in zip(
-        weight.flatten().split(NUMBERS_AT_ONCE), rounded.view(-1).split(NUMBERS_AT_ONCE), strict=True
-    ):
-        bits = source.cpu().contiguous().view(torch.int32)
+    parts = (torch.split(one, NUMBERS_AT_ONCE) for one in (weight.flatten(), rounded.view(-1)))
+    for source, target in zip(*parts, strict=True):
+        bits = source.cpu().view(torch.int32)
         # bf16 is the upper half of fp32: below 2**16 carries into it as often as the lower half is large.
         bits = bits + torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32)
         target.copy_((bits & -(1 << 16)).view(torch.float32))

@@ -6,7 +6,7 @@ What `auto` means comes of the model's files alone, never of the machine: the sa
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.model_description import MODEL, locate_model_files, read_model_description
@@ -18,7 +18,7 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Optimizer
 
 Precision = Literal["fp32", "bf16"]
-Trained = TypeVar("Trained", Sft, Dpo, RewardModel, OnlineRl)
+Trained = TypeVar("Trained", bound=Sft | Dpo | RewardModel | OnlineRl)
 TRAINED = (Sft, Dpo, RewardModel, OnlineRl)
 
 # Below it a full stage's update is mostly smaller than half a step of bf16, see docs/real_models.md.
@@ -69,7 +69,7 @@ def resolve_precision(settings: Trained, stored: Precision) -> Trained:
     lora = settings.lora
     if lora is None:
         saved = _choose_saved_precision(settings, precision, stored)
-        return settings.model_copy(update={"precision": precision, "save_weights": saved})
+        return cast(Trained, settings.model_copy(update={"precision": precision, "save_weights": saved}))
     if settings.save_weights != "auto":
         raise RecipeError(
             f"save_weights: {settings.save_weights}: adapters are handed on as they are trained, in fp32; leave it out"
@@ -83,7 +83,7 @@ def resolve_precision(settings: Trained, stored: Precision) -> Trained:
             f"lora.base_weights: bf16, but precision is fp32{why}: a base in bf16 computes in bf16; say precision: bf16"
         )
     lora = lora.model_copy(update={"base_weights": base_weights})
-    return settings.model_copy(update={"precision": precision, "lora": lora})
+    return cast(Trained, settings.model_copy(update={"precision": precision, "lora": lora}))
 
 
 def _choose_saved_precision(settings: Optimizer, precision: Precision, stored: Precision) -> Precision:
