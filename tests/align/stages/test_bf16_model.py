@@ -85,7 +85,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo": {"kind": "grpo", "from_data": ["problems"], **RL},
     "ppo": {"kind": "ppo", "from_data": ["problems"], "critic": {"learning_rate": RATE}, **RL},
 }
-IN_FAST = {("sft", True), ("dpo", False), ("grpo", True), ("grpo", False)}
+IN_FAST = {("sft", True), ("dpo", False), ("grpo", False)}
 
 
 @pytest.mark.parametrize(

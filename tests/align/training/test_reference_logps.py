@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer
 
@@ -93,6 +93,7 @@ def test_they_are_those_of_the_model_that_the_stage_starts_from(
             assert stored[name][place].item() == pytest.approx(score_by_hand(model, pair.prompt, side), abs=1e-3)
 
 
+@pytest.mark.slow(seconds=4)
 def test_a_resumed_run_takes_what_was_stored_and_ends_as_the_other(
     tiny_model: Path, tmp_path: Path, scored: list[int]
 ) -> None:
@@ -107,16 +108,26 @@ def test_a_resumed_run_takes_what_was_stored_and_ends_as_the_other(
     assert [line["loss"] for line in resumed] == [line["loss"] for line in whole]
 
 
-def test_what_was_stored_of_other_pairs_or_is_damaged_is_not_taken(
-    tiny_model: Path, tmp_path: Path, scored: list[int]
-) -> None:
-    with pytest.raises(Preempted):
-        train(tiny_model, tmp_path, stop=True)
-    (path,) = (tmp_path / "out").rglob(reference_logps.FILE)
-    assert reference_logps._read_stored(path, "another digest") is None
+def test_what_was_stored_of_other_pairs_or_is_damaged_is_not_taken(tmp_path: Path) -> None:
+    path, stored = tmp_path / reference_logps.FILE, {name: torch.ones(3) for name in reference_logps.COLUMNS}
+    assert reference_logps._read_stored(path, "of these pairs") is None
+    save_file(stored, path, metadata={"of": "of these pairs"})
+    found = reference_logps._read_stored(path, "of these pairs")
+    assert found is not None
+    assert found.keys() == stored.keys()
+    assert reference_logps._read_stored(path, "of others") is None
     path.write_bytes(path.read_bytes()[:-8])
-    train(tiny_model, tmp_path)
-    assert scored == [4, 4, 4, 4]
+    assert reference_logps._read_stored(path, "of these pairs") is None
+
+
+def test_the_digest_is_of_every_token_and_of_the_order() -> None:
+    rows = [{"prompt_ids": [1], "chosen_ids": [2, 3], "rejected_ids": [4]} for _ in range(2)]
+    digest = reference_logps.compute_digest(rows)
+    for name in rows[0]:
+        assert reference_logps.compute_digest([rows[0], {**rows[1], name: [9]}]) != digest
+    moved = [rows[0], {"prompt_ids": [1, 2], "chosen_ids": [3], "rejected_ids": [4]}]
+    assert reference_logps.compute_digest(moved) != digest
+    assert reference_logps.compute_digest(moved[::-1]) != reference_logps.compute_digest(moved)
 
 
 def test_adapters_are_switched_off_instead(tiny_model: Path, tmp_path: Path, scored: list[int]) -> None:
