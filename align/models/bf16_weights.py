@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qwen_align.align.models.fp32_head import Fp32Linear
+
 NUMBERS_AT_ONCE = 1 << 24  # numbers; 64 MiB of fp32 at a time
 
 
@@ -78,12 +80,16 @@ def round_to_bf16(weight: Tensor, name: str) -> Tensor:
     return rounded.to(weight.device)
 
 
-def cast_state(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Returns weights in another precision; those that share their memory still do, so that they are saved once."""
+def cast_state(model: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns a model's weights in another precision, but for heads that compute in fp32.
+
+    Those that share their memory still do, so that they are saved once.
+    """
+    heads = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Fp32Linear))
     cast: dict[tuple[int, torch.Size], Tensor] = {}
     return {
         name: cast.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
-        if weight.is_floating_point() and weight.numel()
+        if weight.is_floating_point() and weight.numel() and not name.startswith(heads)
         else weight
         for name, weight in state.items()
     }

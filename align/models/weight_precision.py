@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeVar, cast
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.model_description import MODEL, locate_model_files, read_model_description
+from qwen_align.align.models.tensor_table import HEADS
 from qwen_align.align.models.weight_headers import FLOATS, read_stored_tensors
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -47,10 +48,13 @@ def read_precision(folder: Path, base: Path | None = None) -> StoredPrecision:
 
 
 def read_files_precision(base: Path) -> StoredPrecision:
-    """Returns the precision of the weights in a model folder's files, from their headers."""
+    """Returns the precision of the weights in a model folder's files, from their headers.
+
+    The head of a scorer does not count: it is fp32 on any trunk.
+    """
     counts: Counter[str] = Counter()
-    for tensor in read_stored_tensors(base).values():
-        if tensor.dtype in FLOATS:
+    for name, tensor in read_stored_tensors(base).items():
+        if tensor.dtype in FLOATS and name != HEADS["score"]:
             counts[tensor.dtype] += prod(tensor.shape)
     precision: Precision = "bf16" if counts["BF16"] * 2 > counts.total() else "fp32"
     if set(counts) <= {"BF16"} or set(counts) <= {"F32"}:

@@ -402,7 +402,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         elif self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
             only_policy["state_dict"] = policy.state_dict()
         if "state_dict" in only_policy and self.handed_on_dtype is not None:
-            only_policy["state_dict"] = cast_state(only_policy["state_dict"], self.handed_on_dtype)
+            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
         if self.args.should_save:
             policy.save_pretrained(folder, **only_policy)
 

@@ -260,9 +260,13 @@ def test_an_embedding_that_bf16_does_not_hold_stays_as_it_is(tiny_model: Path) -
 
 
 def test_weights_that_are_one_stay_one_when_they_are_cast(tiny_model: Path) -> None:
-    state = cast_state(loading.load_model(tiny_model).state_dict(), torch.bfloat16)
+    model = loading.load_model(tiny_model)
+    state = cast_state(model, model.state_dict(), torch.bfloat16)
     assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
     assert {weight.dtype for weight in state.values()} == {torch.bfloat16}
+    scorer = reward_scorer.build_scorer_model(model, pad_id=0)
+    state = cast_state(scorer, scorer.state_dict(), torch.bfloat16)
+    assert [name for name, weight in state.items() if weight.dtype == torch.float32] == ["score.weight"]
 
 
 def test_a_head_computes_in_fp32_under_autocast_and_on_bf16_states() -> None:
