@@ -7,6 +7,7 @@ relative to the stage's own, or absolute.
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,18 @@ def load_with_adapters(files: ModelFiles, *, needs_head: bool = True) -> PreTrai
     return model.requires_grad_(True)  # peft has frozen what it adapted
 
 
-def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedModel:
-    """Loads a model from one folder in fp32: a causal language model, or with the head `score` a sequence classifier.
+def load_base_model(
+    folder: Path,
+    head: Head | None = "lm_head",
+    *,
+    dtype: torch.dtype = torch.float32,
+    more: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Loads a model from one folder: a causal language model, or with the head `score` a sequence classifier.
 
     An adapter beside it is not followed; the pipeline refuses one unless the recipe ignores it. `head` None: a causal
-    language model whose head may be made up. Raises RecipeError when it cannot be loaded, or a weight is not in its
-    files, which transformers would make up at random.
+    language model whose head may be made up. `more`: further arguments of from_pretrained. Raises RecipeError when it
+    cannot be loaded, or a weight is not in its files, which transformers would make up at random.
     """
     check_weights(folder, head)
     logging.disable_progress_bar()
@@ -127,11 +134,12 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
     try:
         model, info = auto_class.from_pretrained(
             str(folder),
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
             **FROM_PRETRAINED_ARGUMENTS,
+            **(more or {}),
         )
     except Exception as error:  # whatever a library says of a config or of weights
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "

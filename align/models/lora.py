@@ -30,6 +30,8 @@ def build_lora_config(settings: Lora | None, model: PreTrainedModel, *, head: st
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=_resolve_targets(settings, model),
+        use_dora=settings.dora,
+        use_rslora=settings.rank_stabilized,
     )
 
 

@@ -1,0 +1,109 @@
+"""Loads a frozen base in 4 bits for QLoRA (arXiv:2305.14314), and measures what the rounding to 4 bits changes.
+
+The linear layers are held as nf4 with double quantisation, by bitsandbytes through transformers; embeddings, norms and
+the head are held as they are. The adapters are trained on that base and merged into the full-precision one: merged in
+4 bits they would be rounded away.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.models import loading
+from qwen_align.align.models.model_description import locate_model_files
+
+# A 4-bit model whose logits are off by more than this share of their size is another model, not a rounded one: nf4
+# rounds a weight by 9 % (RMS), and logits by 5 % (embedded base) to 15 % (random weights).
+LARGEST_ERROR = 0.5
+# How many times the base's own error that of the trained policy may be, before it is noted.
+LARGEST_GROWTH = 3.0
+
+
+class QuantizationError(NamedTuple):
+    """How far logits of a 4-bit model are from those of the model in full precision, over a row of tokens.
+
+    relative: the root of the summed squared differences over that of the squared logits. kl: the mean KL divergence of
+    the full-precision model from the 4-bit one, in nats per token.
+    """
+
+    relative: float
+    kl: float
+
+
+def load_quantized_model(
+    folder: Path, *, dtype: torch.dtype, compute_dtype: torch.dtype, device: torch.device, needs_head: bool = True
+) -> PreTrainedModel:
+    """Loads a model with its linear layers in 4 bits, on the given device.
+
+    `dtype`: of embeddings, norms and head. `compute_dtype`: in which the layers multiply. Of a base alone one layer at
+    a time is in memory in full precision; a model with adapters is loaded whole on the CPU and merged first. Raises
+    RecipeError where bitsandbytes is not installed, or as `loading.load_base_model` does.
+    """
+    files = locate_model_files(folder)
+    arguments = _build_quantization_arguments(compute_dtype, device)
+    if files.adapters:
+        merged = loading.load_with_adapters(files, needs_head=needs_head)
+        config, weights = merged.config, merged.state_dict()
+        model: Any = type(merged).from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, generation_config=merged.generation_config, **arguments
+        )
+    else:
+        head = "lm_head" if needs_head else None
+        model = loading.load_base_model(loading.fetch_base_folder(files), head, dtype=dtype, more=arguments)
+    assert isinstance(model, PreTrainedModel)
+    for layer in list_quantized_layers(model):
+        if not torch.isfinite(layer.weight.quant_state.offset):
+            raise RecipeError(f"{folder}: its weights are not all finite numbers; take a sound copy")
+    disable_cpu_repacking(model)
+    return model
+
+
+def _build_quantization_arguments(compute_dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Builds the arguments with which transformers quantises a model while it loads it."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(f"lora.base_weights: nf4: bitsandbytes cannot be imported: {error}") from error
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def list_quantized_layers(model: torch.nn.Module) -> list[Any]:
+    """Returns the 4-bit linear layers of a model, in its order."""
+    from bitsandbytes.nn import Linear4bit
+
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
+def disable_cpu_repacking(model: torch.nn.Module) -> None:
+    """Keeps the 4-bit weights of a model in the one layout that gradients are computed from.
+
+    bitsandbytes 0.50.2 repacks them in the first forward pass in evaluation mode on CPUs with AVX512-BF16, and its
+    backward pass then reads the new layout as the old: gradients are wrong by 80 %, without a word. A copy of a layer
+    keeps the flag.
+    """
+    for layer in list_quantized_layers(model):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def hold_adapters_in_fp32(model: torch.nn.Module) -> None:
+    """Converts what is trained of a model to fp32, in place: TRL makes the adapters of a 4-bit base bf16."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """Returns whether a model, or the base below its adapters, is held in 4 bits."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(getattr(base, "is_loaded_in_4bit", False))
