@@ -12,14 +12,23 @@ import torch
 from transformers import PreTrainedModel
 
 from qwen_align.align.errors import RecipeError, StageError
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.model_description import locate_model_files
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.sft import Sft
+
+Trained = Sft | Dpo | RewardModel | OnlineRl
 
 # A 4-bit model whose logits are off by more than this share of their size is another model, not a rounded one: nf4
 # rounds a weight by 9 % (RMS), and logits by 5 % (embedded base) to 15 % (random weights).
 LARGEST_ERROR = 0.5
 # How many times the base's own error that of the trained policy may be, before it is noted.
 LARGEST_GROWTH = 3.0
+# What transformers sets on a model that it has quantised; PEFT and TRL read them.
+_MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
 
 
 class QuantizationError(NamedTuple):
@@ -31,6 +40,18 @@ class QuantizationError(NamedTuple):
 
     relative: float
     kl: float
+
+
+def load_for_training(
+    folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True
+) -> PreTrainedModel:
+    """Loads the model that a stage trains, or that its adapters are trained on: in 4 bits if the settings say so."""
+    lora = settings.lora
+    if lora is None or lora.base_weights != "nf4":
+        return loading.load_model(folder, needs_head=needs_head)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    device = loading.choose_device(runtime)
+    return load_quantized_model(folder, dtype=dtype, compute_dtype=dtype, device=device, needs_head=needs_head)
 
 
 def load_quantized_model(
@@ -59,6 +80,20 @@ def load_quantized_model(
             raise RecipeError(f"{folder}: its weights are not all finite numbers; take a sound copy")
     disable_cpu_repacking(model)
     return model
+
+
+def put_scorer_head(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
+    """Builds an untrained reward model on the trunk of a causal language model, which may be one in 4 bits."""
+    if not is_quantized(causal):
+        return reward_scorer.put_scorer_head(causal, pad_id)
+    with torch.device("meta"):  # a trunk in full precision that is replaced
+        scorer: Any = reward_scorer.put_scorer_head(causal, pad_id)
+    scorer.score = torch.nn.Linear(scorer.score.in_features, 1, bias=False, device=causal.device)
+    torch.nn.init.zeros_(scorer.score.weight)
+    for name in _MARKS:
+        setattr(scorer, name, getattr(causal, name))
+    assert isinstance(scorer, PreTrainedModel)
+    return scorer
 
 
 def _build_quantization_arguments(compute_dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -97,7 +132,9 @@ def disable_cpu_repacking(model: torch.nn.Module) -> None:
 
 
 def hold_adapters_in_fp32(model: torch.nn.Module) -> None:
-    """Converts what is trained of a model to fp32, in place: TRL makes the adapters of a 4-bit base bf16."""
+    """Converts what is trained on a 4-bit base to fp32, in place: TRL makes such adapters bf16."""
+    if not is_quantized(model):
+        return
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -60,7 +60,14 @@ def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
 
     Its new head scores everything 0.
     """
-    causal = loading.load_model(source, needs_head=False)
+    return put_scorer_head(loading.load_model(source, needs_head=False), pad_id)
+
+
+def put_scorer_head(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
+    """Builds an untrained reward model on the trunk of a causal language model, which may be quantised.
+
+    Its new head, in fp32, scores everything 0.
+    """
     config = causal.config
     config.num_labels, config.pad_token_id = 1, pad_id
     scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
@@ -41,7 +41,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     loss = PREFERENCE_LOSSES[settings.loss]
     # With adapters the reference is the policy with the new adapter off.
     has_reference_model = loss.needs_reference and not settings.lora
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     trainer = PreferenceTrainer(
         model=model,
         ref_model=loading.load_model(source) if has_reference_model else None,
@@ -56,6 +56,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
         loss=loss,
         sft_weight=settings.sft_weight,
     )
+    quantized_base.hold_adapters_in_fp32(trainer.model)
     fit.train_and_save(trainer, source, out, context)
     return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
 

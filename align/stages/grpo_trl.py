@@ -27,7 +27,7 @@ from qwen_align.align.generation.requests import (
     measure_prompts,
     render_problem,
 )
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.renderer import Renderer
@@ -69,7 +69,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     ]
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, spec, context.runtime)
     trainer = GrpoTrainer(
         model=model,
         reward_funcs=callbacks.judge,
@@ -81,6 +81,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
+    quantized_base.hold_adapters_in_fp32(trainer.model)
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source).state_dict())
     fit.train_and_save(trainer, source, out, context)

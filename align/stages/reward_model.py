@@ -14,7 +14,7 @@ from trl import RewardTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds
@@ -46,7 +46,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
-    model = reward_scorer.build_scorer_model(source, renderer.pad_id)
+    causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
+    model = quantized_base.put_scorer_head(causal, renderer.pad_id)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -55,6 +56,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
+    quantized_base.hold_adapters_in_fp32(trainer.model)
     fit.run_trainer(trainer, out, context)
     is_adapter = isinstance(trainer.model, PeftModel)
     fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)

@@ -9,7 +9,7 @@ import datasets
 from trl import SFTTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import Sample
@@ -37,7 +37,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -48,6 +48,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],
     )
+    quantized_base.hold_adapters_in_fp32(trainer.model)
     fit.train_and_save(trainer, source, out, context)
     return {
         "samples": len(rendered.samples),

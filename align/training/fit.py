@@ -15,6 +15,7 @@ from qwen_align.align.models.model_description import MODEL, locate_model_files
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
+from qwen_align.align.training.activation_offloading import offload_activations
 
 
 def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> None:
@@ -36,7 +37,8 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point.log_damaged_checkpoints(context)
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
-    trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
+    with offload_activations(trainer.model, is_asked=context.runtime.activation_offloading):
+        trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
