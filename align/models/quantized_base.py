@@ -22,24 +22,8 @@ from qwen_align.align.settings.sft import Sft
 
 Trained = Sft | Dpo | RewardModel | OnlineRl
 
-# A 4-bit model whose logits are off by more than this share of their size is another model, not a rounded one: nf4
-# rounds a weight by 9 % (RMS), and logits by 5 % (embedded base) to 15 % (random weights).
-LARGEST_ERROR = 0.5
-# How many times the base's own error that of the trained policy may be, before it is noted.
-LARGEST_GROWTH = 3.0
 # What transformers sets on a model that it has quantised; PEFT and TRL read them.
 _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
-
-
-class QuantizationError(NamedTuple):
-    """How far logits of a 4-bit model are from those of the model in full precision, over a row of tokens.
-
-    relative: the root of the summed squared differences over that of the squared logits. kl: the mean KL divergence of
-    the full-precision model from the 4-bit one, in nats per token.
-    """
-
-    relative: float
-    kl: float
 
 
 def load_for_training(
@@ -129,15 +113,6 @@ def disable_cpu_repacking(model: torch.nn.Module) -> None:
     """
     for layer in list_quantized_layers(model):
         layer.support_avx512bf16_for_cpu = False
-
-
-def hold_adapters_in_fp32(model: torch.nn.Module) -> None:
-    """Converts what is trained on a 4-bit base to fp32, in place: TRL makes such adapters bf16."""
-    if not is_quantized(model):
-        return
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def is_quantized(model: torch.nn.Module) -> bool:

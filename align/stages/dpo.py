@@ -13,7 +13,8 @@ import datasets
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -56,9 +57,11 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
         loss=loss,
         sft_weight=settings.sft_weight,
     )
-    quantized_base.hold_adapters_in_fp32(trainer.model)
+    prepare_adapters(trainer.model)
     fit.train_and_save(trainer, source, out, context)
-    return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_dataset(pairs: list[PairIds]) -> datasets.Dataset:

@@ -29,7 +29,8 @@ from qwen_align.align.generation.requests import (
 )
 from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_room_for_completions
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, read_rows, require_row_type
 from qwen_align.align.settings.grpo import Grpo
@@ -81,7 +82,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
-    quantized_base.hold_adapters_in_fp32(trainer.model)
+    prepare_adapters(trainer.model)
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source).state_dict())
     fit.train_and_save(trainer, source, out, context)
@@ -93,6 +94,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         "steps": spec.steps,
         "completions": spec.steps * completions,
         "no_verdict": without,
+        **measure_quantization(trainer.model, out, prompts[0].prompt.ids, context),
     }
 
 

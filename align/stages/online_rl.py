@@ -16,7 +16,8 @@ from qwen_align.align.generation.requests import RenderedProblem, measure_prompt
 from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_rows
@@ -82,6 +83,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         summary |= {f"held_out_{name}": value for name, value in figures._asdict().items()}
     if trainer.texts is not None:
         summary |= {"ptx_texts": len(trainer.texts.samples), "dropped": trainer.texts.dropped}
+    summary |= measure_quantization(actor.policy, out, prompts[0].prompt.ids, context)
     return {**summary, "counts": dict(sorted(trainer.rollout_source.counts.items()))}
 
 
@@ -116,6 +118,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
+    prepare_adapters(policy)
     temperature = spec.sampling.resolve_for_policy().temperature
     return Actor(policy, temperature, critic)
 

@@ -16,7 +16,8 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -56,11 +57,13 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
-    quantized_base.hold_adapters_in_fp32(trainer.model)
+    prepare_adapters(trainer.model)
     fit.run_trainer(trainer, out, context)
     is_adapter = isinstance(trainer.model, PeftModel)
     fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)
-    return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_dataset(pairs: list[PairIds], *, with_margins: bool) -> datasets.Dataset:

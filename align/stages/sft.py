@@ -11,7 +11,8 @@ from trl import SFTTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rows import read_rows
@@ -48,7 +49,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],
     )
-    quantized_base.hold_adapters_in_fp32(trainer.model)
+    prepare_adapters(trainer.model)
     fit.train_and_save(trainer, source, out, context)
     return {
         "samples": len(rendered.samples),
@@ -56,6 +57,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         "modes": rendered.modes,
         "steps": steps,
         "supervised_tokens": sum(sum(sample.mask) for sample in rendered.samples),
+        **measure_quantization(trainer.model, out, rendered.samples[0].ids, context),
     }
 
 
