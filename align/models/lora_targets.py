@@ -63,8 +63,8 @@ def check_lora_targets(settings: Lora, layers: ModelLayers) -> None:
     targets = settings.target_modules
     if settings.base_weights == "nf4" and any(name.endswith(".experts") for name in layers.others):
         raise RecipeError(
-            f"lora.base_weights: nf4: the experts of a {layers.kind} model are no linear layers to bitsandbytes and would "
-            "stay as they are; take another base_weights"
+            f"lora.base_weights: nf4: the experts of a {layers.kind} model are no linear layers to bitsandbytes and "
+            "would stay as they are; take another base_weights"
         )
     if isinstance(targets, str):
         if layers.expert_names:

@@ -34,8 +34,8 @@ _MEMORY_SHARE = 0.8
 class QuantizationError(NamedTuple):
     """How far the logits of a 4-bit model are from those in full precision, on a row of tokens.
 
-    relative: the root mean square of the difference over that of the logits (or scores). kl: the KL divergence of the distributions
-    of the next token in full precision from those in 4 bits, in nats per token.
+    relative: the root mean square of the difference over that of the logits (or scores). kl: the KL divergence of the
+    distributions of the next token in full precision from those in 4 bits, in nats per token.
     """
 
     relative: float
@@ -67,7 +67,9 @@ def measure_quantization(policy: Any, folder: Path, ids: Sequence[int], context:
     ids = list(ids)[:N_TOKENS]
     trained = compute_outputs(policy, ids)
     if hasattr(policy.get_base_model(), "score"):
-        return {"quantization_error": compare_outputs(trained, compute_outputs(load_scorer_model(folder), ids)).relative}
+        return {
+            "quantization_error": compare_outputs(trained, compute_outputs(load_scorer_model(folder), ids)).relative
+        }
     with policy.disable_adapter():
         untrained = compute_outputs(policy, ids)
     *below, own = files.adapters
@@ -105,7 +107,7 @@ def compare_outputs(quantised: Tensor, full: Tensor) -> QuantizationError:
 
 @torch.no_grad()
 def compute_outputs(model: Any, ids: Sequence[int]) -> Tensor:
-    """Computes the outputs of a model's head at each of some tokens, in evaluation mode, on the CPU; (tokens, outputs)."""
+    """Computes the outputs of a model's head at each of some tokens, in evaluation mode; (tokens, outputs)."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     training = [module for module in model.modules() if module.training]
     model.eval()

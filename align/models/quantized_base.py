@@ -6,14 +6,15 @@ the head are held as they are. The adapters are trained on that base and merged 
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from qwen_align.align.errors import RecipeError, StageError
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.model_description import locate_model_files
+from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.reward_model import RewardModel
@@ -26,9 +27,7 @@ Trained = Sft | Dpo | RewardModel | OnlineRl
 _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
 
 
-def load_for_training(
-    folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True
-) -> PreTrainedModel:
+def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True) -> PreTrainedModel:
     """Loads the model that a stage trains, or that its adapters are trained on: in 4 bits if the settings say so."""
     lora = settings.lora
     if lora is None or lora.base_weights != "nf4":
@@ -53,10 +52,15 @@ def load_quantized_model(
         merged = loading.load_with_adapters(files, needs_head=needs_head)
         config, weights = merged.config, merged.state_dict()
         model: Any = type(merged).from_pretrained(
-            None, config=config, state_dict=weights, dtype=dtype, generation_config=merged.generation_config, **arguments
+            None,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            generation_config=merged.generation_config,
+            **arguments,
         )
     else:
-        head = "lm_head" if needs_head else None
+        head: Head | None = "lm_head" if needs_head else None
         model = loading.load_base_model(loading.fetch_base_folder(files), head, dtype=dtype, more=arguments)
     assert isinstance(model, PreTrainedModel)
     for layer in list_quantized_layers(model):

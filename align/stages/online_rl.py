@@ -74,9 +74,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     if isinstance(spec.engine, Vllm):
         trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, renderer, source))
     fit.run_trainer(trainer, out, context)
-    fit.save_trained_model(
-        source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy
-    )
+    fit.save_trained_model(source, out, context, actor.policy, save=trainer.save_policy)
     summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         figures = trainer.measure_held_out_now()

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from peft import PeftModel
 from trl import RewardTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.models import loading, quantized_base, reward_scorer
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.quantization_error import measure_quantization
@@ -59,8 +58,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     )
     prepare_adapters(trainer.model)
     fit.run_trainer(trainer, out, context)
-    is_adapter = isinstance(trainer.model, PeftModel)
-    fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)
+    fit.save_trained_model(source, out, context, trainer.model, save=trainer.save_model)
     summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
     probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
     return {**summary, **measure_quantization(trainer.model, out, probe, context)}

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import label_adapter
 from qwen_align.align.models.model_description import MODEL, locate_model_files
+from qwen_align.align.models.quantized_base import is_quantized
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
@@ -21,7 +22,7 @@ from qwen_align.align.training.activation_offloading import offload_activations
 def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> None:
     """Trains a model from its newest checkpoint or from the start, and saves the trained model."""
     run_trainer(trainer, out, context)
-    save_trained_model(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+    save_trained_model(source, out, context, trainer.model, save=trainer.save_model)
 
 
 def run_trainer(trainer: Any, out: Path, context: Context) -> None:
@@ -44,15 +45,16 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
 
 
 def save_trained_model(
-    source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]
+    source: Path, out: Path, context: Context, model: PreTrainedModel | PeftModel, save: Callable[[str], None]
 ) -> None:
-    """Saves the trained model for the next stage, as a full model or as an adapter."""
+    """Saves the trained model for the next stage, as a full model or as an adapter. `save` writes it to a folder."""
+    is_adapter = isinstance(model, PeftModel)
     folder = out / ("adapter" if is_adapter else "model")
     save(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
-            label_adapter(folder, locate_model_files(source))
+            label_adapter(folder, locate_model_files(source), in_4_bits=is_quantized(model))
             loading.write_model_json(source, out, ["adapter"])
         else:
             loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)
