@@ -119,7 +119,7 @@ def disable_cpu_repacking(model: torch.nn.Module) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def is_quantized(model: torch.nn.Module) -> bool:
+def is_quantized(model: Any) -> bool:
     """Returns whether a model, or the base below its adapters, is held in 4 bits."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     return bool(getattr(base, "is_loaded_in_4bit", False))
