@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps(ends))
     save_file(_weights(vocab), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bf16_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model with its weights rounded to bf16."""
+    import torch
+    from safetensors.torch import load_file
+    from safetensors.torch import save_file as save_tensors
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-bf16"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    save_tensors(rounded, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

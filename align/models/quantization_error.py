@@ -4,7 +4,6 @@ The second is what a stage hands on. They differ by the rounding of the base alo
 """
 
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +72,7 @@ def measure_quantization(policy: Any, folder: Path, ids: Sequence[int], context:
     with policy.disable_adapter():
         untrained = compute_outputs(policy, ids)
     *below, own = files.adapters
-    full = loading.load_with_adapters(ModelFiles(files.base, below))
+    full = loading.load_with_adapters(ModelFiles(files.base, below), loading.find_precision(folder))
     before = compare_outputs(untrained, compute_outputs(full, ids))
     if not before.relative <= LARGEST_ERROR:
         raise StageError(
@@ -121,8 +120,8 @@ def compute_outputs(model: Any, ids: Sequence[int]) -> Tensor:
 
 
 def _fits_in_memory(base: Path) -> bool:
-    """Returns whether a base in fp32 takes less than `_MEMORY_SHARE` of the host's free memory, where Linux says it."""
-    needed = sum(4 * prod(tensor.shape) for tensor in read_stored_tensors(base).values())
+    """Returns whether a base as its files have it takes less than `_MEMORY_SHARE` of free memory, as Linux says it."""
+    needed = sum(tensor.n_bytes for tensor in read_stored_tensors(base).values())
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -15,53 +15,41 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.models.tensor_table import Head
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.models.weight_precision import Precision, Trained
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.sft import Sft
-
-Trained = Sft | Dpo | RewardModel | OnlineRl
 
 # What transformers sets on a model that it has quantised; PEFT and TRL read them.
 _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
 
 
 def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True) -> PreTrainedModel:
-    """Loads the model that a stage trains, or that its adapters are trained on: in 4 bits if the settings say so."""
-    lora = settings.lora
-    if lora is None or lora.base_weights != "nf4":
-        return loading.load_model(folder, needs_head=needs_head)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    device = loading.choose_device(runtime)
-    return load_quantized_model(folder, dtype=dtype, compute_dtype=dtype, device=device, needs_head=needs_head)
+    """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits."""
+    if settings.lora is None or settings.lora.base_weights != "nf4":
+        return loading.load_model_to_train(folder, settings, needs_head=needs_head)
+    assert settings.precision != "auto"
+    return load_quantized_model(folder, settings.precision, loading.choose_device(runtime), needs_head=needs_head)
 
 
 def load_quantized_model(
-    folder: Path, *, dtype: torch.dtype, compute_dtype: torch.dtype, device: torch.device, needs_head: bool = True
+    folder: Path, compute: Precision, device: torch.device, *, needs_head: bool = True
 ) -> PreTrainedModel:
-    """Loads a model with its linear layers in 4 bits, on the given device.
+    """Loads a model with its linear layers in 4 bits, on the given device, that computes in the given precision.
 
-    `dtype`: of embeddings, norms and head. `compute_dtype`: in which the layers multiply. Of a base alone one layer at
-    a time is in memory in full precision; a model with adapters is loaded whole on the CPU and merged first. Raises
-    RecipeError where bitsandbytes is not installed, or as `loading.load_base_model` does.
+    Embeddings, norms and head are in the precision of the files, fp32 where the model computes in that. Of a base alone
+    one layer at a time is in memory in full precision; a model with adapters is loaded whole on the CPU and merged
+    first. Raises RecipeError where bitsandbytes is not installed, or as `loading.load_base_model` does.
     """
     files = locate_model_files(folder)
-    arguments = _build_quantization_arguments(compute_dtype, device)
+    held: Precision = "fp32" if compute == "fp32" else loading.find_precision(folder)
+    arguments = _build_quantization_arguments(compute, device)
     if files.adapters:
-        merged = loading.load_with_adapters(files, needs_head=needs_head)
-        config, weights = merged.config, merged.state_dict()
-        model: Any = type(merged).from_pretrained(
-            None,
-            config=config,
-            state_dict=weights,
-            dtype=dtype,
-            generation_config=merged.generation_config,
-            **arguments,
-        )
+        merged = loading.load_with_adapters(files, held, needs_head=needs_head)
+        arguments |= {"config": merged.config, "generation_config": merged.generation_config}
+        arguments |= {"dtype": loading.DTYPES[held], "state_dict": merged.state_dict()}
+        model: Any = type(merged).from_pretrained(None, **arguments)
     else:
         head: Head | None = "lm_head" if needs_head else None
-        model = loading.load_base_model(loading.fetch_base_folder(files), head, dtype=dtype, more=arguments)
+        model = loading.load_base_model(loading.fetch_base_folder(files), head, held, more=arguments)
     assert isinstance(model, PreTrainedModel)
     for layer in list_quantized_layers(model):
         if not torch.isfinite(layer.weight.quant_state.offset):
@@ -70,21 +58,18 @@ def load_quantized_model(
     return model
 
 
-def put_scorer_head(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
+def build_scorer_model(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
     """Builds an untrained reward model on the trunk of a causal language model, which may be one in 4 bits."""
-    if not is_quantized(causal):
-        return reward_scorer.put_scorer_head(causal, pad_id)
-    with torch.device("meta"):  # a trunk in full precision that is replaced
-        scorer: Any = reward_scorer.put_scorer_head(causal, pad_id)
-    scorer.score = torch.nn.Linear(scorer.score.in_features, 1, bias=False, device=causal.device)
-    torch.nn.init.zeros_(scorer.score.weight)
-    for name in _MARKS:
-        setattr(scorer, name, getattr(causal, name))
+    scorer: Any = reward_scorer.build_scorer_model(causal, pad_id)
+    if is_quantized(causal):
+        scorer.score.to(causal.device)
+        for name in _MARKS:
+            setattr(scorer, name, getattr(causal, name))
     assert isinstance(scorer, PreTrainedModel)
     return scorer
 
 
-def _build_quantization_arguments(compute_dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _build_quantization_arguments(compute: Precision, device: torch.device) -> dict[str, Any]:
     """Builds the arguments with which transformers quantises a model while it loads it."""
     from transformers import BitsAndBytesConfig
 
@@ -96,7 +81,7 @@ def _build_quantization_arguments(compute_dtype: torch.dtype, device: torch.devi
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_compute_dtype=loading.DTYPES[compute],
     )
     return {"quantization_config": config, "device_map": {"": device}}
 

@@ -84,8 +84,10 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     )
     prepare_adapters(trainer.model)
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source).state_dict())
-    fit.train_and_save(trainer, source, out, context)
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(
+            loading.load_model(source, "fp32").state_dict()
+        )
+    fit.train_and_save(trainer, spec, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts_per_step * spec.completions_per_prompt
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)

@@ -15,6 +15,7 @@ from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, measure_prompts, render_problem
 from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, quantized_base, reward_scorer
+from qwen_align.align.models.bf16_weights import hold_frozen_in_bf16
 from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.quantization_error import measure_quantization
@@ -40,7 +41,7 @@ from qwen_align.reward.verdict import Verdict
 
 
 def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Trains the stage's policy with the algorithm and returns the stage's summary."""
+    """Trains the stage's policy with the algorithm, whose settings are resolved, and returns the stage's summary."""
     spec = algorithm.settings
     source = inputs[spec.from_model]
     renderer = loading.load_renderer(source)
@@ -73,8 +74,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     )
     if isinstance(spec.engine, Vllm):
         trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, renderer, source))
-    fit.run_trainer(trainer, out, context)
-    fit.save_trained_model(source, out, context, actor.policy, save=trainer.save_policy)
+    fit.train_and_save(trainer, spec, source, out, context)
     summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         figures = trainer.measure_held_out_now()
@@ -104,7 +104,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if settings.from_scorer:
-            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer])
+            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer], "fp32")
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
@@ -112,7 +112,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
-            trunk = loading.load_model(source).base_model
+            trunk = loading.load_model(source, "fp32").base_model
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
@@ -129,7 +129,10 @@ def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load_model(source), spec.sampling.resolve_for_policy().temperature)
+    model = loading.load_model(source, "fp32")
+    if spec.precision == "bf16":
+        hold_frozen_in_bf16(model)
+    return Actor(model, spec.sampling.resolve_for_policy().temperature)
 
 
 def _build_rollout_source(
@@ -143,7 +146,7 @@ def _build_rollout_source(
 ) -> RolloutSource:
     """Builds the source of judged rollouts from engine, prompt stream, judge and held-out set."""
     spec = algorithm.settings
-    engine = open_local_engine(actor.causal_lm, renderer, context.runtime)
+    engine = open_local_engine(actor.causal_lm, renderer, context.runtime, draws_in_bf16=spec.precision == "bf16")
     sampling, solved_by = spec.sampling.resolve_for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}

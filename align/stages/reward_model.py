@@ -35,6 +35,7 @@ class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Trains a reward model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     renderer = loading.load_renderer(source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_pairs(
@@ -47,7 +48,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
-    model = quantized_base.put_scorer_head(causal, renderer.pad_id)
+    model = quantized_base.build_scorer_model(causal, renderer.pad_id)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -57,8 +58,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
     prepare_adapters(trainer.model)
-    fit.run_trainer(trainer, out, context)
-    fit.save_trained_model(source, out, context, trainer.model, save=trainer.save_model)
+    fit.train_and_save(trainer, settings, source, out, context)
     summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
     probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
     return {**summary, **measure_quantization(trainer.model, out, probe, context)}

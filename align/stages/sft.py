@@ -31,6 +31,7 @@ class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fine-tunes the model on the rows' completions, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_rows(loading.load_renderer(source), rows, max_tokens=settings.max_tokens)
     if not rendered.samples:
@@ -50,7 +51,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         ],
     )
     prepare_adapters(trainer.model)
-    fit.train_and_save(trainer, source, out, context)
+    fit.train_and_save(trainer, settings, source, out, context)
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,

@@ -62,7 +62,8 @@ def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: in
         loss_type=[loss_type, "sft"] if with_sft else [loss_type],
         loss_weights=[1.0, settings.sft_weight] if with_sft else None,
         label_smoothing=settings.label_smoothing,
-        precompute_ref_log_probs=not loss.needs_reference,  # else TRL would load a reference by the model's name
+        # Else TRL would load a reference by the model's name. With adapters it is the policy without them.
+        precompute_ref_log_probs=not loss.needs_reference or not settings.lora,
         train_sampling_strategy="sequential",
     )
 

@@ -75,7 +75,7 @@ class World:
         from qwen_align.align.models import loading, reward_scorer
 
         base, made = self.inputs["base"], self.folder / "scorer"
-        model = reward_scorer.build_scorer_model(base, loading.load_renderer(base).pad_id)
+        model = reward_scorer.build_scorer_model(loading.load_model(base), loading.load_renderer(base).pad_id)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.save_pretrained(made)
         loading.copy_tokenizer_files(base, made)
@@ -205,10 +205,12 @@ class World:
 
     def held_base(self, settings: Settings) -> Any:
         """How the model is held that adapters are trained on: names, types and sizes of its weights."""
+        from qwen_align.align.models.loading import resolve_settings
         from qwen_align.align.models.quantized_base import load_for_training
 
-        spec = to_stage({"name": "stage", **settings})
-        model = load_for_training(self.inputs["base"], spec, Runtime(device="cpu"))
+        base = self.inputs["base"]
+        spec = resolve_settings(to_stage({"name": "stage", **settings}), base)
+        model = load_for_training(base, spec, Runtime(device="cpu"))
         return [(name, str(weight.dtype), weight.nbytes) for name, weight in model.named_parameters()]
 
     def saved_tensors(self, runtime: Settings) -> Any:

@@ -21,7 +21,6 @@ from qwen_align.align.models.quantized_base import is_quantized, list_quantized_
 from qwen_align.align.settings.sampling import Sampling
 
 BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"
-CPU = torch.device("cpu")
 # The 16 numbers of NormalFloat4: arXiv:2305.14314, appendix E.
 NF4 = [
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -32,11 +31,11 @@ NF4 = [
 IDS = torch.arange(5, 45)[None]
 
 
-def load(folder: Path = BASE, dtype: torch.dtype = torch.float32) -> Any:
+def load(folder: Path = BASE, compute: Any = "fp32") -> Any:
     """Loads a model in 4 bits as on a CPU with AVX512-BF16, where layers are made with the flag set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
-        return load_quantized_model(folder, dtype=dtype, compute_dtype=dtype, device=CPU)
+        return load_quantized_model(folder, compute, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +118,21 @@ def test_policy_in_4_bits_draws_from_itself(quantised: Any) -> None:
             assert torch.allclose(torch.tensor(one.logps), expected, atol=1e-4)
 
 
-def test_layers_are_nf4_twice_quantised_and_never_repacked(loaded: Any) -> None:
+def test_layers_are_nf4_twice_quantised_and_never_repacked(loaded: Any, tmp_path: Path) -> None:
     full = loading.load_model(BASE)
-    for dtype, model in ((torch.float32, loaded), (torch.bfloat16, load(dtype=torch.bfloat16))):
+    weights = [one.weight.clone() for one in full.model.modules() if isinstance(one, torch.nn.Linear)]
+    bf16 = tmp_path / "bf16"
+    full.to(torch.bfloat16).save_pretrained(bf16)
+    cases = [(loaded, "fp32", "fp32"), (load(compute="bf16"), "fp32", "bf16"), (load(bf16, "bf16"), "bf16", "bf16")]
+    for model, held, compute in [*cases, (load(bf16), "fp32", "fp32")]:
         layers = list_quantized_layers(copy.deepcopy(model))
         assert is_quantized(model)
         assert len(layers) == 21
         assert not any(layer.support_avx512bf16_for_cpu for layer in [*layers, *list_quantized_layers(model)])
         assert {(one.weight.quant_type, one.weight.quant_state.nested) for one in layers} == {("nf4", True)}
-        assert {layer.compute_dtype for layer in layers} == {dtype}
-        assert {one.dtype for one in model.parameters()} == {torch.uint8, dtype}
+        assert {layer.compute_dtype for layer in layers} == {loading.DTYPES[compute]}
+        assert {one.dtype for one in model.parameters()} == {torch.uint8, loading.DTYPES[held]}
         assert model.lm_head.weight is model.model.embed_tokens.weight
-        weights = [one.weight for one in full.model.modules() if isinstance(one, torch.nn.Linear)]
         errors = [
             (write_out(layer.weight) - weight).norm() / weight.norm()
             for layer, weight in zip(layers, weights, strict=True)

@@ -1,0 +1,75 @@
+"""Copies and casts of a model's weights in bf16: for drawing, for a frozen reference, and for handing a model on."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+CHECKED_AT_ONCE = 1 << 24  # numbers; 64 MiB of fp32 at a time
+
+
+def copy_in_bf16(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of a model whose weights are bf16; tied weights stay tied.
+
+    Weights in bf16 and in 4 bits are not copied. Each other weight is rounded on its own, so that there is never a
+    second copy in fp32.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            memo[id(parameter)] = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+        else:
+            memo[id(parameter)] = parameter
+            memo[id(parameter.quant_state)] = parameter.quant_state  # the layer has it too
+    copied = copy.deepcopy(model, memo)
+    assert isinstance(copied, PreTrainedModel)
+    return copied
+
+
+def hold_frozen_in_bf16(model: PreTrainedModel) -> PreTrainedModel:
+    """Casts those weights of a frozen fp32 model to bf16 with which autocast computes the same as before, bit by bit.
+
+    Those are the weights of linear layers, which autocast rounds in each forward pass anyway, and embeddings that bf16
+    holds exactly; an embedding is then read as fp32, as the residual stream has to be. Norms stay as they are: they are
+    computed in fp32, and small. Weights of a mixture's fused experts stay too.
+    """
+    cast: dict[int, Tensor] = {}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) is nn.Embedding and _fits_bf16(module.weight):
+            module.weight.data = _cast_once(module.weight, cast)
+            module.register_forward_hook(_read_as_fp32)
+        elif type(module) is nn.Linear and id(module.weight) not in embeddings:
+            for parameter in module.parameters():
+                parameter.data = _cast_once(parameter, cast)
+    return model
+
+
+def _read_as_fp32(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
+
+
+def _cast_once(parameter: Tensor, cast: dict[int, Tensor]) -> Tensor:
+    """Returns a weight in bf16, the same for all modules that share it."""
+    return cast.setdefault(id(parameter), parameter.data.to(torch.bfloat16))
+
+
+def _fits_bf16(weight: Tensor) -> bool:
+    """Returns whether bf16 holds all numbers of a weight exactly."""
+    flat = weight.detach().flatten()
+    parts = (flat[start : start + CHECKED_AT_ONCE] for start in range(0, len(flat), CHECKED_AT_ONCE))
+    return all(torch.equal(part.to(torch.bfloat16).to(part.dtype), part) for part in parts)
+
+
+def cast_state(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns weights in another precision; those that share their memory still do, so that they are saved once."""
+    cast: dict[tuple[int, torch.Size], Tensor] = {}
+    return {
+        name: cast.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
+        if weight.is_floating_point() and weight.numel()
+        else weight
+        for name, weight in state.items()
+    }
