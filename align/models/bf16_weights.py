@@ -1,6 +1,7 @@
 """Copies and casts of a model's weights in bf16: for drawing, for a frozen reference, and for handing a model on."""
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-CHECKED_AT_ONCE = 1 << 24  # numbers; 64 MiB of fp32 at a time
+from qwen_align.align.models.fp32_head import Fp32Linear
+
+NUMBERS_AT_ONCE = 1 << 24  # numbers; 64 MiB of fp32 at a time
 
 
 def copy_in_bf16(model: PreTrainedModel) -> PreTrainedModel:
@@ -64,16 +67,38 @@ def _cast_once(parameter: Tensor, cast: dict[int, Tensor]) -> Tensor:
 def _fits_bf16(weight: Tensor) -> bool:
     """Returns whether bf16 holds all numbers of a weight exactly."""
     flat = weight.detach().flatten()
-    parts = (flat[start : start + CHECKED_AT_ONCE] for start in range(0, len(flat), CHECKED_AT_ONCE))
+    parts = (flat[start : start + NUMBERS_AT_ONCE] for start in range(0, len(flat), NUMBERS_AT_ONCE))
     return all(torch.equal(part.to(torch.bfloat16).to(part.dtype), part) for part in parts)
 
 
-def cast_state(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Returns weights in another precision; those that share their memory still do, so that they are saved once."""
+@torch.no_grad()
+def round_to_bf16(weight: Tensor, name: str) -> Tensor:
+    """Rounds fp32 numbers to bf16 stochastically: up with a probability of what is left over, so the mean is exact.
+
+    What bf16 holds is left as it is (arXiv:2010.06192). The same name rounds the same way every time.
+    """
+    seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+    generator = torch.Generator().manual_seed(seed)
+    rounded = torch.empty(weight.shape, dtype=torch.bfloat16)
+    parts = (torch.split(one, NUMBERS_AT_ONCE) for one in (weight.flatten(), rounded.view(-1)))
+    for source, target in zip(*parts, strict=True):
+        bits = source.cpu().view(torch.int32)
+        # bf16 is the upper half of fp32: below 2**16 carries into it as often as the lower half is large.
+        bits = bits + torch.randint(0, 1 << 16, bits.shape, generator=generator, dtype=torch.int32)
+        target.copy_((bits & -(1 << 16)).view(torch.float32))
+    return rounded.to(weight.device)
+
+
+def cast_state(model: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns a model's weights in another precision, but for heads that compute in fp32.
+
+    Those that share their memory still do, so that they are saved once.
+    """
+    heads = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Fp32Linear))
     cast: dict[tuple[int, torch.Size], Tensor] = {}
     return {
         name: cast.setdefault((weight.data_ptr(), weight.shape), weight.detach().to(dtype))
-        if weight.is_floating_point() and weight.numel()
+        if weight.is_floating_point() and weight.numel() and not name.startswith(heads)
         else weight
         for name, weight in state.items()
     }

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
-from qwen_align.align.models.adapters import load_adapter
+from qwen_align.align.models.adapters import load_adapter, merge_and_unload
 from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.models.weight_headers import read_stored_tensors
@@ -88,7 +88,7 @@ def load_scorer_model(folder: Path, precision: Precision | Literal["auto"] = "au
         return model
     *earlier, own = files.adapters
     causal = loading.load_with_adapters(ModelFiles(files.base, earlier), held, needs_head=False)
-    return _require_one_label(load_adapter(_put_score_head(causal), own).merge_and_unload(), folder)
+    return _require_one_label(merge_and_unload(load_adapter(_put_score_head(causal), own)), folder)
 
 
 def _read_tensor(folder: Path, name: str) -> Tensor:

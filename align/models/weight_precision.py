@@ -6,10 +6,11 @@ What `auto` means comes of the model's files alone, never of the machine: the sa
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.model_description import MODEL, locate_model_files, read_model_description
+from qwen_align.align.models.tensor_table import HEADS
 from qwen_align.align.models.weight_headers import FLOATS, read_stored_tensors
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -47,10 +48,13 @@ def read_precision(folder: Path, base: Path | None = None) -> StoredPrecision:
 
 
 def read_files_precision(base: Path) -> StoredPrecision:
-    """Returns the precision of the weights in a model folder's files, from their headers."""
+    """Returns the precision of the weights in a model folder's files, from their headers.
+
+    The head of a scorer does not count: it is fp32 on any trunk.
+    """
     counts: Counter[str] = Counter()
-    for tensor in read_stored_tensors(base).values():
-        if tensor.dtype in FLOATS:
+    for name, tensor in read_stored_tensors(base).items():
+        if tensor.dtype in FLOATS and name != HEADS["score"]:
             counts[tensor.dtype] += prod(tensor.shape)
     precision: Precision = "bf16" if counts["BF16"] * 2 > counts.total() else "fp32"
     if set(counts) <= {"BF16"} or set(counts) <= {"F32"}:
@@ -69,7 +73,7 @@ def resolve_precision(settings: Trained, stored: Precision) -> Trained:
     lora = settings.lora
     if lora is None:
         saved = _choose_saved_precision(settings, precision, stored)
-        return settings.model_copy(update={"precision": precision, "save_weights": saved})
+        return cast(Trained, settings.model_copy(update={"precision": precision, "save_weights": saved}))
     if settings.save_weights != "auto":
         raise RecipeError(
             f"save_weights: {settings.save_weights}: adapters are handed on as they are trained, in fp32; leave it out"
@@ -83,7 +87,7 @@ def resolve_precision(settings: Trained, stored: Precision) -> Trained:
             f"lora.base_weights: bf16, but precision is fp32{why}: a base in bf16 computes in bf16; say precision: bf16"
         )
     lora = lora.model_copy(update={"base_weights": base_weights})
-    return settings.model_copy(update={"precision": precision, "lora": lora})
+    return cast(Trained, settings.model_copy(update={"precision": precision, "lora": lora}))
 
 
 def _choose_saved_precision(settings: Optimizer, precision: Precision, stored: Precision) -> Precision:

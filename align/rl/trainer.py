@@ -400,10 +400,10 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             only_policy["state_dict"] = {
                 name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
             }
-        elif self.handed_on_dtype not in (None, torch.float32):
+        elif self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
             only_policy["state_dict"] = policy.state_dict()
         if "state_dict" in only_policy and self.handed_on_dtype is not None:
-            only_policy["state_dict"] = cast_state(only_policy["state_dict"], self.handed_on_dtype)
+            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
         if self.args.should_save:
             policy.save_pretrained(folder, **only_policy)
 

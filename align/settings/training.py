@@ -80,6 +80,7 @@ class Optimizer(Strict):
     )
     save_weights: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="precision in which a model trained without lora is handed on; auto = as the files it started from",
+        description="precision in which a model trained without lora is handed on; auto = bf16 where its files and the "
+        "computation are, at a learning rate of 1e-5 or more (below, rounding loses most of the update), else fp32",
     )
     tf32: bool = Field(False, description="let GPUs multiply fp32 matrices with 10 bits of mantissa (TF32): faster")

@@ -53,6 +53,7 @@ class AtomicCheckpoints:
 
     args: TrainingArguments
     state: TrainerState
+    model: Any
     _checkpoint_root: Path | None = None
     handed_on_dtype: torch.dtype | None = (
         None  # of a whole model that is saved for the next stage; checkpoints are fp32
@@ -81,8 +82,8 @@ class AtomicCheckpoints:
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Saves the model, cast to `handed_on_dtype` when it is to be handed on."""
-        if self.handed_on_dtype not in (None, torch.float32):
-            state_dict = cast_state(state_dict or self.model.state_dict(), self.handed_on_dtype)
+        if self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
+            state_dict = cast_state(self.model, state_dict or self.model.state_dict(), self.handed_on_dtype)
         super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
 
     def _save_extra_state(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from trl import DPOTrainer
+from trl.models.utils import prepare_deepspeed
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
@@ -30,9 +31,9 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         """Adds the reference's log-probs to the data set, for a loss that needs them. The policy is not trained yet."""
         if not self.preference_loss.needs_reference:
             return dataset
-        return add_reference_logps(
-            self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(self.model, batch)
-        )
+        # As TRL does it: DeepSpeed has not placed the weights on the device yet, or has split them.
+        model = prepare_deepspeed(self.model, self.accelerator) if self.is_deepspeed_enabled else self.model
+        return add_reference_logps(self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(model, batch))
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """Computes the preference loss of a batch and logs its metrics.

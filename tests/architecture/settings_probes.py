@@ -203,22 +203,19 @@ class World:
         ):
             return trl_arguments._build_common_arguments(spec, Runtime(), self.folder, steps=9, seed=0)
 
-    def held_base(self, settings: Settings) -> Any:
-        """How the model is held that adapters are trained on: names, types and sizes of its weights."""
-        from qwen_align.align.models.loading import resolve_settings
-        from qwen_align.align.models.quantized_base import load_for_training
-
-        base = self.inputs["base"]
-        spec = resolve_settings(to_stage({"name": "stage", **settings}), base)
-        model = load_for_training(base, spec, Runtime(device="cpu"))
-        return [(name, str(weight.dtype), weight.nbytes) for name, weight in model.named_parameters()]
-
     def saved_tensors(self, runtime: Settings) -> Any:
         """Whether what a backward pass needs is moved to host memory."""
         from qwen_align.align.training.activation_offloading import offload_activations
 
         asked = Runtime.model_validate({**CPU, **runtime}).activation_offloading
         return type(offload_activations(self.load_base(), is_asked=asked)).__name__
+
+    def base_dtypes(self, settings: Settings) -> Any:
+        """The precisions of the weights that a stage trains on, or under its adapters."""
+        from qwen_align.align.models import loading
+
+        spec = loading.resolve_settings(to_stage({"name": "stage", **settings}), self.inputs["base"])
+        return {str(weight.dtype) for weight in loading.load_model_to_train(self.inputs["base"], spec).parameters()}
 
     def loss(self, settings: Settings) -> Any:
         """Advantages, loss and gradients of online RL on fixed completions."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import Linear
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,7 +18,8 @@ from transformers import AutoModelForCausalLM
 import qwen_align
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.models import loading, reward_scorer
-from qwen_align.align.models.bf16_weights import cast_state, copy_in_bf16, hold_frozen_in_bf16
+from qwen_align.align.models.adapters import merge_adapter
+from qwen_align.align.models.bf16_weights import cast_state, copy_in_bf16, hold_frozen_in_bf16, round_to_bf16
 from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.weight_precision import (
     LEAST_RATE_FOR_BF16,
@@ -180,7 +183,7 @@ def test_weights_that_are_no_numbers_are_found_in_bf16_too(bf16_model: Path, tmp
             weight[3, 4] = fault
         return weight
 
-    with pytest.raises(RecipeError, match="up_proj.weight in its weights is not all finite numbers"):
+    with pytest.raises(RecipeError, match=r"up_proj\.weight in its weights is not all finite numbers"):
         loading.load_model(rewrite(bf16_model, tmp_path / "broken", break_one))
 
 
@@ -257,9 +260,13 @@ def test_an_embedding_that_bf16_does_not_hold_stays_as_it_is(tiny_model: Path) -
 
 
 def test_weights_that_are_one_stay_one_when_they_are_cast(tiny_model: Path) -> None:
-    state = cast_state(loading.load_model(tiny_model).state_dict(), torch.bfloat16)
+    model = loading.load_model(tiny_model)
+    state = cast_state(model, model.state_dict(), torch.bfloat16)
     assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
     assert {weight.dtype for weight in state.values()} == {torch.bfloat16}
+    scorer = reward_scorer.build_scorer_model(model, pad_id=0)
+    state = cast_state(scorer, scorer.state_dict(), torch.bfloat16)
+    assert [name for name, weight in state.items() if weight.dtype == torch.float32] == ["score.weight"]
 
 
 def test_a_head_computes_in_fp32_under_autocast_and_on_bf16_states() -> None:
@@ -281,3 +288,45 @@ def test_a_scorers_head_stays_fp32_on_a_bf16_trunk(bf16_model: Path, tmp_path: P
     assert torch.equal(loaded.score.weight, made.score.weight)
     assert loaded.score.weight.dtype == torch.float32
     assert loaded.model.norm.weight.dtype == torch.bfloat16
+
+
+def test_rounding_to_bf16_is_right_in_the_mean_and_leaves_what_bf16_holds() -> None:
+    """An update of a tenth of a step: to the nearest it would be gone."""
+    start = torch.linspace(0.55, 0.9, 200_000).to(torch.bfloat16).float() * torch.tensor([1.0, -1.0]).repeat(100_000)
+    step = 2.0**-8  # of bf16 between 0.5 and 1
+    assert torch.equal(round_to_bf16(start, "a").float(), start)
+    rounded = round_to_bf16(start + 0.1 * step, "a")
+    assert rounded.dtype == torch.bfloat16
+    moved = (rounded.float() - start) / step
+    assert set(moved.tolist()) == {0.0, 1.0}
+    assert moved.mean().item() == pytest.approx(0.1, abs=0.003)
+    assert torch.equal(rounded, round_to_bf16(start + 0.1 * step, "a"))
+    assert not torch.equal(rounded, round_to_bf16(start + 0.1 * step, "b"))
+    assert torch.equal((start + 0.1 * step).to(torch.bfloat16).float(), start), "to the nearest"
+
+
+@torch.no_grad()
+def test_a_small_adapter_survives_the_merge_into_bf16(bf16_model: Path, tmp_path: Path) -> None:
+    """The merged model's weights have moved as the adapter says, in the mean, not by nothing."""
+    model = loading.load_model(bf16_model)
+    before = {name: weight.float() for name, weight in model.state_dict().items()}
+    adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=4, target_modules="all-linear"))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.normal_(0.0, 2e-5, generator=generator)
+        elif "lora_A" in name:
+            weight.normal_(0.0, 1.0, generator=generator)
+    layers = {name: module for name, module in adapted.named_modules() if isinstance(module, Linear)}
+    deltas = {name.removeprefix("base_model.model."): one.get_delta_weight("default") for name, one in layers.items()}
+    adapted.save_pretrained(tmp_path)
+    merged = merge_adapter(loading.load_model(bf16_model), tmp_path).state_dict()
+    wanted = torch.cat([delta.flatten() for delta in deltas.values()])
+    got = torch.cat([(merged[f"{name}.weight"].float() - before[f"{name}.weight"]).flatten() for name in deltas])
+    nearest = torch.cat([
+        ((before[f"{name}.weight"] + delta).to(torch.bfloat16).float() - before[f"{name}.weight"]).flatten()
+        for name, delta in deltas.items()
+    ])  # fmt: skip
+    assert float(nearest @ wanted / (wanted @ wanted)) < 0.5
+    assert float(got @ wanted / (wanted @ wanted)) == pytest.approx(1, abs=0.15)
+    assert torch.equal(merged["model.embed_tokens.weight"].float(), before["model.embed_tokens.weight"])
