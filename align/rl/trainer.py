@@ -33,7 +33,7 @@ from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
 from qwen_align.align.rl.micro_batches import CPU_TOKENS, MicroBatch, add_idle_batches, pack_micro_batches
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
-from qwen_align.align.rl.optimizer import build_schedule, group_parameters
+from qwen_align.align.rl.optimizer import build_schedule, group_parameters, keep_embeddings_in_32_bits
 from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollout_batches import RolloutSource
 from qwen_align.align.rl.rollouts import Rollouts
@@ -159,6 +159,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             groups = group_parameters(self.model, decayed, self.args, critic.learning_rate if critic else None)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **settings)
+            keep_embeddings_in_32_bits(self.model, settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

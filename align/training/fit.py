@@ -16,6 +16,7 @@ from qwen_align.align.models.weight_precision import Trained, find_handed_on_pre
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
+from qwen_align.align.training.activation_offloading import offload_activations
 
 CONFIG = "config.json"
 FP32 = torch.float32
@@ -46,7 +47,8 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point.log_damaged_checkpoints(context)
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
-    trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
+    with offload_activations(trainer.model, is_asked=context.runtime.activation_offloading):
+        trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
@@ -68,7 +70,8 @@ def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if settings.lora:
-            label_adapter(folder, locate_model_files(source))
+            in_4_bits = settings.lora.base_weights == "nf4"
+            label_adapter(folder, locate_model_files(source), in_4_bits=in_4_bits)
             loading.write_model_json(source, out, ["adapter"])
         else:
             loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)

@@ -188,6 +188,28 @@ class World:
         lora = build_lora_config(spec.lora, self.load_base()) if spec.lora else None
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
+    def arguments_on_a_gpu(self, settings: Settings) -> Any:
+        """The arguments that all trainers are given where there is a GPU with TF32."""
+        from unittest import mock
+
+        import torch
+
+        from qwen_align.align.training import trl_arguments
+
+        spec = to_stage({"name": "stage", **settings})
+        with (
+            mock.patch.object(trl_arguments, "choose_device", return_value=torch.device("cuda", 0)),
+            mock.patch.object(trl_arguments, "is_torch_tf32_available", return_value=True),
+        ):
+            return trl_arguments._build_common_arguments(spec, Runtime(), self.folder, steps=9, seed=0)
+
+    def saved_tensors(self, runtime: Settings) -> Any:
+        """Whether what a backward pass needs is moved to host memory."""
+        from qwen_align.align.training.activation_offloading import offload_activations
+
+        asked = Runtime.model_validate({**CPU, **runtime}).activation_offloading
+        return type(offload_activations(self.load_base(), is_asked=asked)).__name__
+
     def base_dtypes(self, settings: Settings) -> Any:
         """The precisions of the weights that a stage trains on, or under its adapters."""
         from qwen_align.align.models import loading
