@@ -41,7 +41,9 @@ def _check_flash_attention(runtime: Runtime) -> None:
     if runtime.device == "cpu":
         raise RecipeError(f"{said}it runs on GPUs alone, and runtime.device is cpu; take auto")
     if not _is_installed("flash_attn"):
-        raise RecipeError(f"{said}flash_attn is not installed: pip install flash-attn, or take auto, which uses torch's")
+        raise RecipeError(
+            f"{said}flash_attn is not installed: pip install flash-attn, or take auto, which uses torch's"
+        )
 
 
 def check_home(home: Path) -> None:
