@@ -1,4 +1,4 @@
-"""Finds the config.json of the model that a stage of a plan starts from, as far back as it was made."""
+"""Finds config.json and precision of the model that a stage of a plan starts from, as far back as it was made."""
 
 import json
 import os
@@ -14,6 +14,13 @@ from qwen_align.align.models.model_description import (
     parse_hub_model,
 )
 from qwen_align.align.models.weight_check import read_model_config
+from qwen_align.align.models.weight_precision import (
+    TRAINED,
+    StoredPrecision,
+    find_handed_on_precision,
+    read_precision,
+    resolve_precision,
+)
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, find_references
 
@@ -33,12 +40,16 @@ def trace_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
 def find_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
     """Returns what `trace_config` does, and of a model on the hub its config.json in the hub's cache.
 
-    Of one that is not there yet it is what is known of Qwen's. Returns None for any other.
+    Of one that is not there yet it is what is known of Qwen's. Returns None for any other. Its `dtype` is that of the
+    model's files, where these are known.
     """
     found = trace_config(plan, stage)
-    source = None if found is not None else _trace_source(plan, stage)
+    if found is not None:
+        stored = trace_precision(plan, stage)
+        return {**found, "dtype": {"bf16": "bfloat16", "fp32": "float32"}[stored.precision]} if stored else found
+    source = _trace_source(plan, stage)
     if not isinstance(source, str):
-        return found
+        return None
     if not source.startswith("hub:"):
         source = locate_model_files(Path(source)).base if is_stage_folder(Path(source)) else source
     if not source.startswith("hub:"):
@@ -49,6 +60,24 @@ def find_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
         config: Mapping[str, Any] = json.loads(cached.read_text(encoding="utf-8"))
         return config
     return KNOWN_CONFIGS.get(hub.name)
+
+
+def trace_precision(plan: Plan, stage: PlannedStage) -> StoredPrecision | None:
+    """Returns the precision of the model that a stage starts from. Returns None where only a download tells."""
+    ref = next((ref for _, ref in find_references(stage.settings) if isinstance(ref, ModelRef)), None)
+    if ref is None:
+        return StoredPrecision("fp32")  # it makes a model of its own
+    maker = next((other for other in plan.stages if other.name == stage.targets[str(ref)]), None)
+    if maker is None:
+        folder = Path(stage.inputs[str(ref)]["folder"])
+        return None if str(folder).startswith("hub:") or find_base_folder(folder) is None else read_precision(folder)
+    if isinstance(maker.settings, TRAINED):
+        stored = trace_precision(plan, maker)
+        if stored is None:
+            return None
+        resolved = resolve_precision(maker.settings, stored.precision)
+        return StoredPrecision(find_handed_on_precision(resolved, stored.precision))
+    return StoredPrecision("fp32")
 
 
 def name_model(plan: Plan, stage: PlannedStage) -> str:
