@@ -27,6 +27,7 @@ from qwen_align.align.settings.sft import Sft
 
 Verdict = Literal["fits", "tight", "does not fit"]
 ASSUMED_PROMPT_TOKENS = 512  # where the prompts are not known; our choice, twice a problem of GSM8K or MATH
+CPU_TOKENS = 2048  # of a pass on a CPU, whatever the runtime says: align/training/micro_batches.py
 _FP32, _BF16 = 4, 2
 
 
@@ -221,6 +222,8 @@ class _Training:
         budget = min(runtime.micro_batch, share) * longest
         if runtime.micro_batch_tokens is not None:
             budget = max(longest, min(budget, runtime.micro_batch_tokens))
+        if not self.is_on_gpu:
+            budget = max(longest, min(budget, CPU_TOKENS))
         n_tokens = min(budget, total)
         return MicroBatch(n_tokens, max(1, round(n_tokens * scored / total))), total > n_tokens
 

@@ -22,6 +22,7 @@ from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 from qwen_align.align.training.preference_trainer import PreferenceTrainer
 from qwen_align.align.training.reference_check import ReferenceStartCheck
@@ -42,9 +43,10 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     loss = PREFERENCE_LOSSES[settings.loss]
     model = quantized_base.load_for_training(source, settings, context.runtime)
+    runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = PreferenceTrainer(
         model=model,
-        args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
+        args=trl_arguments.build_dpo_arguments(settings, runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=build_lora_config(settings.lora, model),

@@ -37,6 +37,7 @@ from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
@@ -71,10 +72,11 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
     model = quantized_base.load_for_training(source, spec, context.runtime)
+    runtime = decide_checkpointing(spec, context.runtime, model)
     trainer = GrpoTrainer(
         model=model,
         reward_funcs=callbacks.judge,
-        args=trl_arguments.build_grpo_arguments(spec, sampling, context.runtime, out, seed=context.seed),
+        args=trl_arguments.build_grpo_arguments(spec, sampling, runtime, out, seed=context.seed),
         # TRL repeats each row `samples` times; the place among the drawn is all that has to pass through it.
         train_dataset=datasets.Dataset.from_dict({"prompt": [str(position) for position in range(len(draws))]}),
         processing_class=fit.load_padding_tokenizer(source),

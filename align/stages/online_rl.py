@@ -35,6 +35,7 @@ from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
 from qwen_align.align.training import fit, trl_arguments, trl_compat
 from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.combine import is_task_solved, judge_all
 from qwen_align.reward.settings import check_rewards, pick_reward, refuse_unused_rewards
@@ -62,10 +63,11 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
     attention = choose_attention(context.runtime.attention, loading.choose_device(context.runtime).type)
     actor = _build_actor(algorithm, source, inputs, context, attention)
+    runtime = decide_checkpointing(spec, context.runtime, actor.causal_lm)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
-            spec, context.runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
+            spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
         ),
         algorithm,
         _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),

@@ -24,6 +24,7 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.row_order import draw_row_order
 
@@ -49,9 +50,10 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
     model = quantized_base.build_scorer_model(causal, renderer.pad_id)
+    runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = Trainer(
         model=model,
-        args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
+        args=trl_arguments.build_reward_model_arguments(settings, runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs, with_margins=settings.margins).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=build_lora_config(settings.lora, model, head="score"),

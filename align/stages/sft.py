@@ -20,6 +20,7 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
+from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.row_order import draw_row_order
 
@@ -40,9 +41,10 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
     model = quantized_base.load_for_training(source, settings, context.runtime)
+    runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = Trainer(
         model=model,
-        args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
+        args=trl_arguments.build_sft_arguments(settings, runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.samples).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=build_lora_config(settings.lora, model),

@@ -1,7 +1,9 @@
 """Decides whether a stage computes its activations again in the backward pass, where its runtime leaves it open."""
 
+import os
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from qwen_align.align.estimation.stage_estimate import choose_checkpointing
@@ -28,15 +30,11 @@ def decide_checkpointing(settings: Any, runtime: Runtime, model: PreTrainedModel
     return runtime.model_copy(update={"gradient_checkpointing": is_on})
 
 
-def _measure_gpu_memory(device: Any) -> int:
+def _measure_gpu_memory(device: torch.device) -> int:
     """Measures the bytes of a GPU's memory, free or not."""
-    import torch
-
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _measure_share_of_host(runtime: Runtime) -> int:
     """Measures the bytes of the machine's memory for each of the stage's processes."""
-    import psutil  # which accelerate needs
-
-    return int(psutil.virtual_memory().total // runtime.processes)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // runtime.processes

@@ -10,8 +10,15 @@ from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHAR
 from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
-from qwen_align.align.estimation.stage_estimate import StageEstimate, choose_checkpointing, estimate_stage, judge_fit
+from qwen_align.align.estimation.stage_estimate import (
+    CPU_TOKENS,
+    StageEstimate,
+    choose_checkpointing,
+    estimate_stage,
+    judge_fit,
+)
 from qwen_align.align.estimation.units import GB, GIB, format_card, parse_cards, parse_size
+from qwen_align.align.rl import micro_batches
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -134,7 +141,8 @@ def test_a_reward_model_has_no_logits_and_a_small_head() -> None:
 
 
 def test_keys_and_values_fill_what_is_free_but_hold_one_completion() -> None:
-    drawn = estimate(grpo(lora=LORA, sampling={"temperature": 1.0, "max_tokens": 4096}), "8B", micro_batch=1)
+    settings = grpo(lora=LORA, sampling={"temperature": 1.0, "max_tokens": 4096})
+    drawn = estimate(settings, "8B", micro_batch=1, prefill_tokens=512)
     assert drawn.judge(CARD) == "fits"
     assert 0.91 < get_total(drawn, "draw") / CARD.n_bytes <= 0.92
     assert drawn.rows_at_once is not None
@@ -162,6 +170,10 @@ def test_a_micro_batch_is_bounded_by_rows_tokens_and_what_a_step_has() -> None:
     assert count_tokens(sft(), micro_batch=64, processes=4) == 4 * 1024
     assert count_tokens(dpo(), micro_batch=4) == 8 * 1024
     assert count_tokens(grpo(), micro_batch=4) == 4 * 1024
+    on_cpu = estimate_stage(sft(), Runtime(micro_batch=16), build_qwen3_config("0.6B"), is_on_gpu=False)
+    assert on_cpu is not None
+    assert on_cpu.micro_batch is not None
+    assert on_cpu.micro_batch.n_tokens == CPU_TOKENS == micro_batches.CPU_TOKENS
     # A step of one prompt has it once.
     assert count_tokens(grpo(prompts_per_step=1), micro_batch=64) == 512 + 8 * 512
 
