@@ -22,6 +22,18 @@ class LayerShape(NamedTuple):
     has_query_norm: bool
 
 
+class Tokens(NamedTuple):
+    """The tokens of a pass through a layer: those that are computed, and those that attention sees.
+
+    keys, queries: of all rows with their prompts, where rows share prompts that are computed once. Attention may pick
+    the queries of a prompt once for each of its rows, too.
+    """
+
+    computed: int
+    keys: int
+    queries: int
+
+
 class LayerNumerics(NamedTuple):
     """In which precision a layer computes, and what of it is trained.
 
@@ -52,10 +64,10 @@ _FP32 = 4
 
 
 class _Writer:
-    """Writes the tape of a layer for a number of tokens."""
+    """Writes the tape of a layer for a pass over tokens."""
 
-    def __init__(self, shape: LayerShape, numerics: LayerNumerics, n_tokens: int) -> None:
-        self.shape, self.numerics, self.n_tokens = shape, numerics, n_tokens
+    def __init__(self, shape: LayerShape, numerics: LayerNumerics, tokens: Tokens) -> None:
+        self.shape, self.numerics, self.tokens, self.n_tokens = shape, numerics, tokens, tokens.computed
         self.tape = Tape()
 
     def convert(self, x: Tensor, width: int, precision: int) -> Tensor:
@@ -128,6 +140,11 @@ class _Writer:
         turned = self.tape.record([turned], x.n_bytes)
         return self.tape.record([straight, turned], x.n_bytes)
 
+    def pick(self, x: Tensor, n: int, *, of: int | None = None) -> Tensor:
+        """Picks `n` tokens of the `of` that a tensor has. As many are taken as they are."""
+        of = of or self.n_tokens
+        return x if n == of else self.tape.record([x], x.n_bytes * n / of)
+
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention, from the normed input to the output projection."""
         shape, compute = self.shape, self.numerics.compute
@@ -145,11 +162,15 @@ class _Writer:
         q = self.convert(q, shape.queries, compute)
         if not self.numerics.repeats_keys:
             k, v = (self.convert(one, shape.keys, compute) for one in (k, v))
+        # Rows are picked from the sequence, each with its own prompt.
+        q = self.pick(q, self.tokens.queries)
+        k, v = self.pick(k, self.tokens.keys), self.pick(v, self.tokens.keys)
         out = self.tape.record([q, k, v], q.n_bytes, saves=[q, k, v])
         sums = self.tape.add_tensor(
-            float(_FP32 * shape.heads * self.n_tokens), needs_gradient=False
+            float(_FP32 * shape.heads * self.tokens.queries), needs_gradient=False
         )  # logarithms of the sums of exponentiated scores
         self.tape.save_output(out, sums)
+        out = self.pick(out, self.n_tokens, of=self.tokens.queries)
         return self.hold(x, self.linear(out, "o_proj", shape.hidden, shape.queries))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -166,10 +187,11 @@ class _Writer:
         return self.tape.record([y], 0.0, holds=[x])
 
 
-def write_layer_tape(shape: LayerShape, numerics: LayerNumerics, n_tokens: int) -> Tape:
+def write_layer_tape(shape: LayerShape, numerics: LayerNumerics, tokens: int | Tokens) -> Tape:
     """Returns the tape of a decoder layer for a number of tokens; sizes in bytes."""
-    writer = _Writer(shape, numerics, n_tokens)
-    width = float(shape.hidden * numerics.stored * n_tokens)
+    of_pass = Tokens(tokens, tokens, tokens) if isinstance(tokens, int) else tokens
+    writer = _Writer(shape, numerics, of_pass)
+    width = float(shape.hidden * numerics.stored * of_pass.computed)
     x = writer.tape.add_tensor(width, needs_gradient=numerics.trains_base or bool(numerics.adapter_ranks))
     x = writer.tape.record([x, writer.attend(writer.norm(x, shape.hidden))], width)
     writer.tape.record([x, writer.feed_forward(writer.norm(x, shape.hidden))], width)

@@ -225,7 +225,10 @@ class _Training:
         if not self.is_on_gpu:
             budget = max(longest, min(budget, CPU_TOKENS))
         n_tokens = min(budget, total)
-        return MicroBatch(n_tokens, max(1, round(n_tokens * scored / total))), total > n_tokens
+        n_attended = max(n_tokens, round(n_tokens * share * longest / total))
+        picks_queries = not isinstance(settings, OnlineRl) or settings.sampling.max_tokens >= self.prompt_tokens
+        batch = MicroBatch(n_tokens, max(1, round(n_tokens * scored / total)), n_attended, picks_queries)
+        return batch, total > n_tokens
 
     def _get_longest_row(self) -> int:
         """Returns the tokens of the longest row, or of the longest pair's two sides."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from qwen_align.align.estimation.head_memory import HeadKind, HeadMemory, HeadWork, measure_head
-from qwen_align.align.estimation.layer_tape import write_layer_tape
+from qwen_align.align.estimation.layer_tape import Tokens, write_layer_tape
 from qwen_align.align.estimation.numerics import TrainedModel
 from qwen_align.align.estimation.tape import Tape
 
@@ -18,10 +18,16 @@ Parts = dict[str, float]
 
 
 class MicroBatch(NamedTuple):
-    """A forward pass: the tokens that are computed, and how many of them the head scores."""
+    """A forward pass: the tokens that are computed, and how many of them the head scores.
+
+    n_attended: tokens of all rows with their prompts, where rows share prompts that are computed once.
+    picks_queries: attention on a CPU computes a prompt's queries again for each row, where completions are longer.
+    """
 
     n_tokens: int
     n_scored: int
+    n_attended: int | None = None
+    picks_queries: bool = True
 
 
 class TrainingPass(NamedTuple):
@@ -180,7 +186,10 @@ def _measure_head(work: TrainingPass) -> HeadMemory:
 def _write_tape(work: TrainingPass) -> Tape:
     numerics = work.model.get_layer_numerics(is_on_gpu=work.is_on_gpu)
     numerics = numerics._replace(repeats_keys=work.masked_rows > 0)
-    return write_layer_tape(work.model.shape.layer, numerics, work.batch.n_tokens)
+    batch = work.batch
+    keys = max(batch.n_tokens, batch.n_attended or 0)
+    queries = keys if batch.picks_queries and not work.is_on_gpu else batch.n_tokens
+    return write_layer_tape(work.model.shape.layer, numerics, Tokens(batch.n_tokens, keys, queries))
 
 
 def _count_mask_bytes(work: TrainingPass) -> float:

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwen_align.align.estimation.layer_tape import LayerNumerics, LayerShape, write_layer_tape
+from qwen_align.align.estimation.layer_tape import LayerNumerics, LayerShape, Tokens, write_layer_tape
 
 TOKENS = 48
 CONFIG = {
@@ -96,3 +96,14 @@ def test_a_pass_without_gradients_needs_far_less_than_one_with() -> None:
     tape = write_layer_tape(SHAPE, LayerNumerics(stored=2, autocast=False, trains_base=True), TOKENS)
     assert tape.find_forward_peak(keeps_saved=False) < 0.5 * tape.count_saved()
     assert tape.find_backward_peak(keeps_gradients=False) > tape.count_saved()
+
+
+def test_a_shared_prompt_is_attended_to_by_each_of_its_rows() -> None:
+    """Three rows of 8 tokens behind a prompt of 24: keys and values of all with their prompts, queries as they are."""
+    numerics = LayerNumerics(stored=2, autocast=False, trains_base=True)
+    alone = write_layer_tape(SHAPE, numerics, TOKENS).count_saved()
+    shared = write_layer_tape(SHAPE, numerics, Tokens(TOKENS, keys=3 * 32, queries=TOKENS)).count_saved()
+    assert shared - alone == (3 * 32 - TOKENS) * 2 * SHAPE.keys * 2
+    again = write_layer_tape(SHAPE, numerics, Tokens(TOKENS, keys=3 * 32, queries=3 * 32)).count_saved()
+    # Queries and their log-sums; attention's output is kept once as it comes and once in order.
+    assert again - shared > (3 * 32 - TOKENS) * (2 * SHAPE.queries + 4 * SHAPE.heads)
