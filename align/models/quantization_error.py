@@ -57,18 +57,11 @@ def measure_quantization(policy: Any, folder: Path, ids: Sequence[int], context:
     measured on. Returns nothing of a policy that is not in 4 bits, and where the full-precision base does not fit into
     free memory. Raises StageError where the two bases are different models.
     """
-    if not is_quantized(policy) or not context.is_main:
+    if not _can_be_measured(policy, folder, context):
         return {}
     files = locate_model_files(folder)
-    if not _fits_in_memory(loading.fetch_base_folder(files)):
-        context.log_note(0, "quantization", "not measured: the full-precision base does not fit into free memory")
-        return {}
     ids = list(ids)[:N_TOKENS]
     trained = compute_outputs(policy, ids)
-    if hasattr(policy.get_base_model(), "score"):
-        return {
-            "quantization_error": compare_outputs(trained, compute_outputs(load_scorer_model(folder), ids)).relative
-        }
     with policy.disable_adapter():
         untrained = compute_outputs(policy, ids)
     *below, own = files.adapters

@@ -62,7 +62,7 @@ def load_quantized_model(
 
 
 def mark_as_quantized(model: Any, causal: PreTrainedModel) -> None:
-    """Sets on a model with the trunk of a 4-bit one what transformers sets on that, and moves its head to its device."""
+    """Sets on a model with the trunk of a 4-bit one what transformers set on that, and moves its head to its device."""
     if is_quantized(causal):
         model.score.to(causal.device)
         for name in _MARKS:
