@@ -49,6 +49,7 @@ class AtomicCheckpoints:
 
     args: TrainingArguments
     state: TrainerState
+    last_saved_step = 0
     _checkpoint_root: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -63,14 +64,17 @@ class AtomicCheckpoints:
         home = Path(str(self.args.output_dir))
         folder = get_partial_folder(home, self.state.global_step)
         self._checkpoint_root = folder.parent
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self._checkpoint_root = None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._checkpoint_root = None
         wait_for_all()
         if self.args.should_save:
             self._save_extra_state(folder)
             _check_checkpoint_files(folder)
             publish_checkpoint(home, self.state.global_step)
         wait_for_all()
+        self.last_saved_step = self.state.global_step
 
     def _save_extra_state(self, folder: Path) -> None:
         """Saves a subclass's own state into the checkpoint folder.

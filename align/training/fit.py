@@ -1,6 +1,7 @@
 """Runs a transformers Trainer for a stage: starts or resumes it, stops it on request, saves the model."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qwen_align.align.models.model_description import MODEL, locate_model_files
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training import checkpoints
+from qwen_align.align.training.step_guard import run_guarded
 
 
 def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> None:
@@ -26,8 +28,9 @@ def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> N
 def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     """Runs a Trainer from its newest checkpoint or from the start.
 
-    Raises Preempted when it was asked to stop before the end.
+    Raises Preempted when it was asked to stop before the end, and OutOfMemory when memory ran out.
     """
+    trainer.context = context
     n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
     if n_asked != n_actual:
         raise StageError(f"runtime asks for {n_asked} processes, but training would run in {n_actual}")
@@ -36,7 +39,9 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point.log_damaged_checkpoints(context)
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
-    trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
+    checkpoint = str(resume_point.folder) if resume_point.folder else None
+    train = partial(trainer.train, resume_from_checkpoint=checkpoint)
+    run_guarded(trainer, train, resumed_from=resume_point.step)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
@@ -46,7 +51,8 @@ def save_trained_model(
 ) -> None:
     """Saves the trained model for the next stage, as a full model or as an adapter."""
     folder = out / ("adapter" if is_adapter else "model")
-    save(str(folder))
+    with context.work_on("save"):
+        save(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if is_adapter:
