@@ -18,6 +18,9 @@ NOTES = "notes.jsonl"
 TRACKING = "tracking"  # a folder: how far each tracker has got
 _LOGS = ("metrics.jsonl", "samples.jsonl", NOTES)
 
+# What names of metrics begin with that are measured, and so differ between two runs of the same work.
+MEASURED = ("time/", "speed/", "memory/")
+
 PhaseName = Literal["load", "draw", "score", "update", "sync", "save"]
 
 

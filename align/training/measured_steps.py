@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qwen_align.align.context import Context
+from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.training.memory_meter import gather_peak_memory
 from qwen_align.align.training.model_flops import find_peak_tflops, measure_flop_costs
 
@@ -124,9 +124,7 @@ class MeasuredSteps:
         """Logs a step's metrics with the figures of its speed and memory."""
         if "loss" in logs:
             logs |= self.measure_step() | measure_memory(self.context)
-            self.context.measured = {
-                name: value for name, value in logs.items() if name.startswith(("speed/", "memory/"))
-            }
+            self.context.measured = {name: value for name, value in logs.items() if name.startswith(MEASURED)}
         super().log(logs, start_time)  # type: ignore[misc]
         self.meter.restart()
 
