@@ -404,7 +404,10 @@ def digest_files(out: Path) -> Iterator[tuple[str, str]]:
             content = path.read_bytes()
             if name.name == "metrics.jsonl":
                 lines = [json.loads(line) for line in content.decode().splitlines()]
-                kept = [{key: value for key, value in line.items() if "time" not in key and not key.startswith(MEASURED)} for line in lines]
+                kept = [
+                    {key: value for key, value in line.items() if "time" not in key and not key.startswith(MEASURED)}
+                    for line in lines
+                ]
                 content = json.dumps(kept).encode()
             yield str(name), hashlib.sha256(content).hexdigest()
 

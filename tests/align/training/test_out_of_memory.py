@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from qwen_align.align.context import MEASURED, Context, Phase
 from qwen_align.align.errors import OutOfMemory
+from qwen_align.align.generation import resumable
 from qwen_align.align.generation.batched_decoding import DecodingSlots
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.models import loading
@@ -25,6 +25,7 @@ from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import Message, Pair, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.training import checkpoints
 from qwen_align.align.training.memory_advice import advise
 from qwen_align.align.training.out_of_memory import is_out_of_memory
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
@@ -85,7 +86,9 @@ def _make_pair(row: Any) -> Pair:
     return Pair(id=row.id, messages=row.messages, chosen=sides[0], rejected=sides[1], mode="think")
 
 
-def run(name: str, inputs: dict[str, Path], out: Path, *, settings: dict[str, Any] | None = None, **runtime: Any) -> Any:
+def run(
+    name: str, inputs: dict[str, Path], out: Path, *, settings: dict[str, Any] | None = None, **runtime: Any
+) -> Any:
     """Runs a stage in this process as its worker does, without the manifest."""
     spec: Any = TypeAdapter[Any](AnyStage).validate_python({"name": "stage", **STAGES[name], **(settings or {})})
     out.mkdir(parents=True, exist_ok=True)
@@ -104,20 +107,33 @@ def run_out(name: str, inputs: dict[str, Path], out: Path, **settings: Any) -> s
 
 
 class Lack:
-    """Raises an out-of-memory error when a function of the product or a library returns for the n-th time."""
+    """Raises an out-of-memory error when a function of the product or a library returns for the n-th time.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, n: int, *, forever: bool = False) -> None:
-        original = getattr(owner, name)
+    `steps`: counted from when so many optimiser steps of the stage in `out` have been logged. `forever`: from then on.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        place: tuple[Any, str],
+        out: Path,
+        *,
+        steps: int = 0,
+        n: int = 1,
+        forever: bool = False,
+    ) -> None:
+        original = getattr(*place)
         self.calls = 0
 
         def fail(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
             result = original(*args, **kwargs)
+            logged = out / "metrics.jsonl"
+            self.calls += not steps or (logged.exists() and len(logged.read_text().splitlines()) >= steps)
             if self.calls == n or (forever and self.calls > n):
                 raise torch.OutOfMemoryError(CUDA_MESSAGE)
             return result
 
-        monkeypatch.setattr(owner, name, fail)
+        monkeypatch.setattr(*place, fail)
 
 
 def digest(out: Path) -> dict[str, str]:
@@ -208,33 +224,146 @@ def test_the_setting_to_turn_is_the_first_that_leaves_less_in_memory(
     assert (advice and (advice.setting, advice.value, advice.in_key)) == turned
 
 
-# Where memory is short, for the n-th time: (stage, owner and name of a function, n, phase, what is said, checkpoint).
 BACKWARD = (accelerate.Accelerator, "backward")
-SHORT: dict[str, tuple[str, tuple[Any, str], int, str, list[str]]] = {
-    "load": ("sft", (loading, "check_weights"), 1, "the load phase of a sft stage", []),
-    "first step": ("sft", BACKWARD, 2, "the update phase of step 1 of a sft stage", []),
-    # Of the third step's two micro-batches the first has been added to the gradients.
-    "second micro-batch": ("sft", BACKWARD, 5, "the update phase of step 3 of a sft stage", ["checkpoint-2"]),
+ADAM = (torch.optim.AdamW, "step")
+LOADING = (loading, "check_weights")
+DRAWING = (DecodingSlots, "_decode_step")
+SCORING = (Scorer, "_score_tokens")
+SAVING = (checkpoints, "publish_checkpoint")
+
+
+def test_sft_goes_on_from_the_last_completed_step(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the failed step a micro-batch has been added to the gradients, and dropout has drawn random numbers."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        Lack(patch, BACKWARD, out, steps=2, n=2)
+        message = run_out("sft", inputs, out)
+    assert "out of memory in the update phase of step 3 of a sft stage" in message
+    assert 20 < int(message.partition("longest row ")[2].split()[0]) < 200
+    assert "Set runtime.micro_batch: 1 (now 2). Step 2 is saved: `run` goes on from it" in message
+    assert "CUDA out of memory" in message
+    assert find_checkpoints(out) == ["checkpoint-2"]
+    run("sft", inputs, out)
+    run("sft", inputs, tmp_path / "whole")
+    assert digest(out) == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("place", "phase", "kept"),
+    [
+        (LOADING, "load phase", "starts it from the beginning"),
+        (BACKWARD, "update phase of step 1", "goes on from the beginning"),
+    ],
+)
+def test_before_the_first_step_nothing_is_saved(
+    place: tuple[Any, str], phase: str, kept: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: Any
+) -> None:
+    Lack(monkeypatch, place, tmp_path)
+    message = run_out("sft", inputs, tmp_path)
+    assert f"the {phase} of a sft stage" in message
+    assert kept in message
+    assert not find_checkpoints(tmp_path)
+
+
+# (stage, where memory is short, after how many steps, for the n-th time, phase, step of the checkpoint or None)
+GRID: dict[str, tuple[str, tuple[Any, str], int, int, str, int | None]] = {
+    "sft, weights half written": ("sft full", ADAM, 2, 1, "update phase of step 3", None),
+    "sft, saved again": ("sft full", SAVING, 0, 1, "save phase of step 3", 3),
+    "dpo": ("dpo", BACKWARD, 2, 2, "update phase of step 3", 2),
+    "reward_model": ("reward_model", BACKWARD, 2, 1, "update phase of step 3", 2),
+    "grpo, first draw": ("grpo", DRAWING, 0, 3, "draw phase", None),
+    "grpo, draw": ("grpo", DRAWING, 2, 3, "draw phase of step 3", 2),
+    "grpo, score": ("grpo", SCORING, 2, 1, "score phase of step 3", 2),
+    "grpo, first update of a batch": ("grpo", BACKWARD, 2, 1, "update phase of step 3", 2),
+    "grpo, second update of a batch": ("grpo", BACKWARD, 3, 1, "update phase of step 4", 3),
+    "grpo, draw ahead": ("grpo ahead", DRAWING, 2, 3, "draw phase of step 3", 2),
+    "grpo, weights half written": ("grpo", ADAM, 2, 1, "update phase of step 3", None),
+    "ppo, score": ("ppo", SCORING, 2, 2, "score phase of step 3", 2),
+    "ppo, first update of a batch": ("ppo", BACKWARD, 2, 1, "update phase of step 3", 2),
 }
 
 
-@pytest.mark.parametrize("short", SHORT)
-def test_sft_goes_on_from_the_last_completed_step(
-    short: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a stage that had memory enough."""
+    home = tmp_path_factory.mktemp("whole")
+
+    def make(name: str) -> Path:
+        if not (home / name).exists():
+            run(name, inputs, home / name)
+        return home / name
+
+    return make
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize("short", GRID)
+def test_gone_on_with_equals_uninterrupted(
+    short: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ) -> None:
-    """Dropout makes it see random numbers that the failed pass has drawn."""
-    name, place, n, said, left = SHORT[short]
+    name, place, steps, n, phase, saved = GRID[short]
     with monkeypatch.context() as patch:
-        Lack(patch, *place, n)
+        Lack(patch, place, tmp_path / "out", steps=steps, n=n)
         message = run_out(name, inputs, tmp_path / "out")
-    assert said in message
-    assert find_checkpoints(tmp_path / "out") == left
-    if short != "second micro-batch":
-        return
-    longest = int(message.partition("longest row ")[2].split()[0])
-    assert 20 < longest < 200
-    assert "Set runtime.micro_batch: 1 (now 2). Step 2 is saved: `run` goes on from it" in message
-    assert "CUDA out of memory" in message
+    assert f"the {phase} of a {name.split()[0]} stage" in message
+    assert find_checkpoints(tmp_path / "out") == ([f"checkpoint-{saved}"] if saved else [])
+    assert ("it was writing the weights" in message.lower()) == ("half written" in short)
     run(name, inputs, tmp_path / "out")
-    run(name, inputs, tmp_path / "whole")
-    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+    assert digest(tmp_path / "out") == digest(whole(name))
+
+
+@pytest.mark.slow(seconds=6)
+@pytest.mark.parametrize("name", ["sft full", "grpo"])
+def test_gone_on_with_a_smaller_micro_batch_equals_uninterrupted_up_to_rounding(
+    name: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    with monkeypatch.context() as patch:
+        Lack(patch, BACKWARD, tmp_path / "out", steps=2, n=2)
+        run_out(name, inputs, tmp_path / "out")
+    run(name, inputs, tmp_path / "out", micro_batch=1)
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (tmp_path / "out", whole(name)))
+    for weight in one:
+        torch.testing.assert_close(one[weight], two[weight], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow(seconds=3)
+def test_a_checkpoint_that_cannot_be_saved_leaves_the_older_one(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        Lack(patch, SAVING, tmp_path, steps=2, forever=True)
+        message = run_out("sft full", inputs, tmp_path, checkpoint_every=1)
+    assert "Saving step 2 failed too (OutOfMemoryError): `run` goes on from the checkpoint of step 1" in message
+    assert find_checkpoints(tmp_path) == ["checkpoint-1"]
+    run("sft full", inputs, tmp_path)
+
+
+@pytest.mark.slow(seconds=3)
+def test_an_engine_with_weights_of_its_own_runs_out_while_they_are_sent(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalEngine, "has_own_weights", property(lambda self: True))
+    Lack(monkeypatch, (LocalEngine, "sync_weights"), tmp_path, steps=2)
+    message = run_out("grpo", inputs, tmp_path, settings={"kl": None})
+    assert "the sync phase of step 3 of a grpo stage" in message
+    assert "Step 2 is saved" in message
+
+
+@pytest.mark.parametrize("name", ["rollout", "evaluate"])
+def test_drawn_parts_are_kept_under_a_smaller_batch(
+    name: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight prompts with two completions each, four of them side by side: the first part has all prompts."""
+    runtime = {"generation_batch": 1}
+    with monkeypatch.context() as patch:
+        Lack(patch, (resumable, "sort_completions"), tmp_path, n=3)
+        message = run_out(name, inputs, tmp_path, generation_batch=2)
+    assert f"the draw phase of a {name} stage" in message
+    assert "Set runtime.generation_batch: 1 (now 2). `run` goes on from the completions that are drawn" in message
+    drawn = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("parts/**/*.jsonl")}
+    assert len(drawn) == 2 - 1
+    run(name, inputs, tmp_path, **runtime)
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("parts/**/*.jsonl")}
+    assert drawn.items() <= kept.items()
