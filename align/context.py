@@ -52,7 +52,9 @@ class Context:
     runtime: Runtime
     is_main: bool = True
     phase: Phase = LOADING
-    estimate_gib: float | None = None  # of the device's peak memory, where there is one
+    estimates_gib: dict[str, float] = field(
+        default_factory=dict
+    )  # of what a device holds, by phase, where there is one
     measured: dict[str, float] = field(default_factory=dict)  # for the manifest: figures that differ between two runs
     _is_asked_to_stop: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)

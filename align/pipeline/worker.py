@@ -169,7 +169,7 @@ def _run_in_memory(run: Callable[[], dict[str, Any]], settings: Any, context: Co
                 context.phase,
                 stage=settings.kind,
                 peak=read_peak_memory(),
-                estimate_gib=context.estimate_gib,
+                estimate_gib=context.estimates_gib.get(context.phase.name),
                 advice=advise(settings, context.runtime, context.phase),
                 kept=kept or describe_kept_work(context.out),
                 said=said,

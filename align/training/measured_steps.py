@@ -70,8 +70,8 @@ def measure_memory(context: Context) -> dict[str, float]:
     figures = {} if peak is None else {"memory/peak_gib": peak.held}
     if peak is not None and peak.reserved is not None:
         figures["memory/reserved_gib"] = peak.reserved
-    if context.estimate_gib is not None:
-        figures["memory/estimate_gib"] = context.estimate_gib
+    if context.estimates_gib:
+        figures["memory/estimate_gib"] = max(context.estimates_gib.values())
     return figures
 
 

@@ -1,4 +1,4 @@
-"""A lack of memory is named with what to turn, and what was done before it is gone on with, in every phase of a stage."""
+"""A lack of memory is named with what to turn, and what was done before it is gone on with, in every phase."""
 
 import hashlib
 import importlib
@@ -25,7 +25,7 @@ from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import Message, Pair, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.training import checkpoints
+from qwen_align.align.store import integrity
 from qwen_align.align.training.memory_advice import advise
 from qwen_align.align.training.out_of_memory import is_out_of_memory
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
@@ -56,7 +56,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "dpo": {"kind": "dpo", **TUNED, "from_data": ["pairs"], "beta": 0.1},
     "reward_model": {"kind": "reward_model", **TUNED, "from_data": ["pairs"]},
     "grpo": {"kind": "grpo", **ONLINE},
-    "grpo ahead": {"kind": "grpo", **ONLINE, "async_steps": 1},
+    "grpo ahead": {"kind": "grpo", **ONLINE, "steps": 3, "async_steps": 1},
     "ppo": {"kind": "ppo", **ONLINE, "critic": {"learning_rate": 1e-2}},
     "rollout": {"kind": "rollout", **DRAWN, "from_data": "problems", "rewards": [{"kind": "random"}]},
     "evaluate": {"kind": "evaluate", **DRAWN, "from_data": ["problems"]},
@@ -229,7 +229,7 @@ ADAM = (torch.optim.AdamW, "step")
 LOADING = (loading, "check_weights")
 DRAWING = (DecodingSlots, "_decode_step")
 SCORING = (Scorer, "_score_tokens")
-SAVING = (checkpoints, "publish_checkpoint")
+SAVING = (integrity, "seal_folder")
 
 
 def test_sft_goes_on_from_the_last_completed_step(
@@ -355,15 +355,14 @@ def test_an_engine_with_weights_of_its_own_runs_out_while_they_are_sent(
 def test_drawn_parts_are_kept_under_a_smaller_batch(
     name: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight prompts with two completions each, four of them side by side: the first part has all prompts."""
-    runtime = {"generation_batch": 1}
+    """Of two parts with four prompts each the second runs out of memory."""
     with monkeypatch.context() as patch:
-        Lack(patch, (resumable, "sort_completions"), tmp_path, n=3)
+        Lack(patch, (resumable, "sort_completions"), tmp_path, n=2)
         message = run_out(name, inputs, tmp_path, generation_batch=2)
     assert f"the draw phase of a {name} stage" in message
     assert "Set runtime.generation_batch: 1 (now 2). `run` goes on from the completions that are drawn" in message
     drawn = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("parts/**/*.jsonl")}
-    assert len(drawn) == 2 - 1
-    run(name, inputs, tmp_path, **runtime)
+    assert len(drawn) == 1
+    run(name, inputs, tmp_path, generation_batch=1)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("parts/**/*.jsonl")}
     assert drawn.items() <= kept.items()
