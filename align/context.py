@@ -52,13 +52,13 @@ class Context:
     runtime: Runtime
     is_main: bool = True
     phase: Phase = LOADING
-    estimates_gib: dict[str, float] = field(
-        default_factory=dict
-    )  # of what a device holds, by phase, where there is one
+    estimates_gib: dict[str, float] = field(default_factory=dict)  # of what a device holds, by phase, where known
     measured: dict[str, float] = field(default_factory=dict)  # for the manifest: figures that differ between two runs
     _is_asked_to_stop: bool = field(default=False, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
     _shown: float = field(default=0.0, init=False)
+    _phase_shown: float = field(default=0.0, init=False)
+    _progress: dict[str, Any] = field(default_factory=dict, init=False)  # reported last
     _first: tuple[int, int] | None = field(default=None, init=False)  # done and tokens when this process began
 
     @contextmanager
@@ -67,6 +67,7 @@ class Context:
     ) -> Iterator[None]:
         """Sets the phase inside a `with` block. After an error it stays: it says where the error came from."""
         before, self.phase = self.phase, Phase(name, step, rows, longest_row)
+        self._report_phase()
         yield
         self.phase = before
 
@@ -84,10 +85,21 @@ class Context:
             "seconds": now - self._started,
             "done_here": done - self._first[0],
             "tokens_here": tokens - self._first[1],
-            "phase": self.phase._asdict(),
         }
+        self._progress = state
+        self._write_progress()
+
+    def _report_phase(self) -> None:
+        """Writes the phase to progress.json, for the message where the process is killed. As often as progress."""
+        now = time.monotonic()
+        if self.is_main and self._progress and now - self._phase_shown >= 0.3:
+            self._phase_shown = now
+            self._write_progress()
+
+    def _write_progress(self) -> None:
+        """Writes progress.json: what was reported last, with the present phase."""
         partial = self.out / f".{PROGRESS}"
-        partial.write_text(json.dumps(state))
+        partial.write_text(json.dumps({**self._progress, "phase": self.phase._asdict()}))
         partial.replace(self.out / PROGRESS)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:

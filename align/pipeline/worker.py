@@ -105,6 +105,8 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
     runtime = Runtime.model_validate(stage_job["runtime"])
     context = Context(folder, stage_job["seed"], runtime, is_main=is_main_process())
     context.catch_stop_signals()
+    if context.is_main:
+        (folder / PROGRESS).unlink(missing_ok=True)  # of an earlier process
     kind = STAGE_KINDS[settings.kind]
     run = import_function(kind.run)
     if kind.needs_torch:

@@ -98,6 +98,11 @@ def get_partial_folder(home: Path, step: int) -> Path:
     return home / "partial" / f"checkpoint-{step}"
 
 
+def remove_partial_checkpoint(home: Path) -> None:
+    """Removes what a checkpoint that was never published has left."""
+    remove_tree(home / "partial")
+
+
 def publish_checkpoint(home: Path, step: int) -> None:
     """Seals the partial checkpoint, renames it into place and deletes older checkpoints."""
     folder = get_partial_folder(home, step)
@@ -143,7 +148,7 @@ def find_newest_checkpoint(home: Path) -> ResumePoint:
 
 def _find_resumable(home: Path) -> ResumePoint:
     """Verifies the checkpoints in a folder from the newest on and returns the first undamaged one."""
-    remove_tree(home / "partial")
+    remove_partial_checkpoint(home)
     steps = {folder: parse_checkpoint_step(folder) for folder in _list_checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):

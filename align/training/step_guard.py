@@ -3,6 +3,7 @@
 import random
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -11,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from qwen_align.align.context import Context, Phase
 from qwen_align.align.errors import OutOfMemory
+from qwen_align.align.training.checkpoints import remove_partial_checkpoint
 from qwen_align.align.training.distributed import get_world_size
 from qwen_align.align.training.out_of_memory import free_memory, is_out_of_memory
 
@@ -94,6 +96,7 @@ def _keep_last_step(trainer: Any, guard: StepGuard, *, resumed_from: int) -> str
     trainer.model.zero_grad(set_to_none=True)
     free_memory()
     guard.restore_generators()
+    remove_partial_checkpoint(Path(trainer.args.output_dir))  # it may have been writing one
     try:
         trainer._save_checkpoint(trainer.model, trial=None)
     except Exception as error:  # noqa: BLE001 - whatever it is, the older checkpoint is there still, and the cause is the other error
