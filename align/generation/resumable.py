@@ -74,9 +74,9 @@ def sample_completions(
                     context.report_progress(
                         done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions"
                     )
-            ordered = sort_completions(rows, prompts[start:stop])
-            text = "".join(to_json_line(row) + "\n" for row in ordered)
-            write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
+                ordered = sort_completions(rows, prompts[start:stop])
+                text = "".join(to_json_line(row) + "\n" for row in ordered)
+                write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
         done += (stop - start) * request.samples if number % world == rank else 0
         context.stop_if_requested()
     if tokens:
