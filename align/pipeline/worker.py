@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from pydantic import TypeAdapter
 
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
 from qwen_align.align.errors import AlignError, OutOfMemory
+from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
+from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.recipe import AnyStage
+from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.digest_cache import DIGESTS
 from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
@@ -34,6 +38,7 @@ from qwen_align.align.training.distributed import gather_objects, get_rank, get_
 from qwen_align.align.training.memory_advice import advise
 from qwen_align.align.training.memory_meter import read_peak_memory, start_memory_meter
 from qwen_align.align.training.out_of_memory import describe_out_of_memory, is_out_of_memory
+from qwen_align.align.training.phase_estimates import estimate_phases
 
 _STARTED = time.monotonic()
 _FULL_BYTES = 16 * 2**20  # less than this is left when the file of some weights did not fit
@@ -117,6 +122,7 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
     if context.is_main:
         verify_outside_files(outside, folder.parent / DIGESTS)
     inputs = {ref: Path(entry["folder"]) for ref, entry in stage_job["inputs"].items()}
+    context.estimates_gib = estimate_memory(settings, inputs, runtime)
     summary = _run_in_memory(partial(run, settings, inputs, folder, context), settings, context)
     times = {
         "seconds": time.monotonic() - imported,
@@ -155,6 +161,16 @@ def _start_memory_meter(runtime: Runtime) -> None:
     from qwen_align.align.models.loading import choose_device
 
     start_memory_meter(choose_device(runtime))
+
+
+def estimate_memory(settings: Any, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, float]:
+    """Estimates the GiB that a device holds in each phase of a stage that starts from a model. Else returns nothing."""
+    if not isinstance(settings, Optimizer | Evaluate | Rollout):
+        return {}
+    from qwen_align.align.models.loading import choose_device, fetch_base_folder
+
+    base = fetch_base_folder(locate_model_files(inputs[settings.from_model]))  # type: ignore[union-attr]
+    return estimate_phases(settings, runtime, read_json(base / "config.json"), choose_device(runtime))
 
 
 def _run_in_memory(run: Callable[[], dict[str, Any]], settings: Any, context: Context) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def gather_peak_memory() -> PeakMemory | None:
     return max(peaks, default=None)
 
 
-def read_memory_limit() -> float | None:
+def read_memory_limit() -> float:
     """Returns the memory that the machine, or the container that this runs in, has in all, in GiB."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

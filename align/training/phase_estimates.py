@@ -1,0 +1,33 @@
+"""Estimates what a stage's device will hold in each phase, for its log and for the message where memory runs out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qwen_align.align.estimation.device import Device
+from qwen_align.align.estimation.stage_estimate import estimate_stage
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.training.memory_meter import GIB, read_memory_limit
+
+
+def estimate_phases(settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Any) -> dict[str, float]:
+    """Estimates the GiB of tensors on a torch device in each phase of a stage, without the device's own overhead.
+
+    Returns nothing for a kind of stage, or a model's architecture, of which there is no estimate.
+    """
+    is_on_gpu = device.type == "cuda"
+    capacity = read_capacity(device)
+    try:
+        estimate = estimate_stage(settings, runtime, config, Device(int(capacity * GIB)), is_on_gpu=is_on_gpu)
+    except ValueError:  # an architecture that is not known
+        return {}
+    phases = estimate.phases if estimate else []
+    return {phase.name: (phase.total - phase.parts["overhead"]) / GIB for phase in phases}
+
+
+def read_capacity(device: Any) -> float:
+    """Returns the memory of a torch device in GiB: of a GPU, else of the machine or container."""
+    if device.type != "cuda":
+        return read_memory_limit()
+    import torch
+
+    return float(torch.cuda.get_device_properties(device).total_memory / GIB)
