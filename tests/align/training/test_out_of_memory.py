@@ -3,9 +3,12 @@
 import hashlib
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -20,6 +23,7 @@ from qwen_align.align.generation import resumable
 from qwen_align.align.generation.batched_decoding import DecodingSlots
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.models import loading
+from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.worker import _run_in_memory
 from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import Message, Pair, Row, to_json_line
@@ -28,6 +32,7 @@ from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store import integrity
 from qwen_align.align.training.memory_advice import advise
 from qwen_align.align.training.out_of_memory import is_out_of_memory
+from qwen_align.align.training.step_guard import StepGuard, _keep_last_step
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
 TUNED = {"from_model": "base", "max_tokens": 200, "batch": 4, "epochs": 1, "learning_rate": 1e-3}
@@ -232,6 +237,19 @@ SCORING = (Scorer, "_score_tokens")
 SAVING = (integrity, "seal_folder")
 
 
+@pytest.fixture(scope="module")
+def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a stage that had memory enough."""
+    home = tmp_path_factory.mktemp("whole")
+
+    def make(name: str) -> Path:
+        if not (home / name).exists():
+            run(name, inputs, home / name)
+        return home / name
+
+    return make
+
+
 def test_sft_goes_on_from_the_last_completed_step(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +266,39 @@ def test_sft_goes_on_from_the_last_completed_step(
     run("sft", inputs, out)
     run("sft", inputs, tmp_path / "whole")
     assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_grpo_goes_on_with_a_batch_that_no_update_has_trained_on(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
+) -> None:
+    """It is not drawn again: its rollouts, metrics, samples and the minibatch that was taken are in the checkpoint."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        Lack(patch, BACKWARD, out, steps=2)
+        assert "the update phase of step 3 of a grpo stage" in run_out("grpo", inputs, out)
+    assert (out / "checkpoints" / "checkpoint-2" / "rollouts.safetensors").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodingSlots, "_decode_step", None)
+        run("grpo", inputs, out)
+    assert digest(out) == digest(whole("grpo"))
+
+
+@pytest.mark.parametrize(("is_updating", "saves"), [(False, True), (True, False)])
+def test_weights_that_are_half_written_are_not_saved(is_updating: bool, saves: bool, tmp_path: Path) -> None:
+    saved = []
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(global_step=3),
+        args=SimpleNamespace(output_dir=tmp_path),
+        model=torch.nn.Linear(1, 1),
+        last_saved_step=2,
+        is_deepspeed_enabled=False,
+        _save_checkpoint=lambda model, trial: saved.append(model),
+    )
+    guard = StepGuard(Context(tmp_path, 0, Runtime()))
+    guard.is_updating = is_updating
+    kept = _keep_last_step(trainer, guard, resumed_from=0)
+    assert kept.endswith("goes on from it" if saves else "goes on from the checkpoint of step 2")
+    assert saved == [trainer.model] * saves
 
 
 @pytest.mark.parametrize(
@@ -276,26 +327,12 @@ GRID: dict[str, tuple[str, tuple[Any, str], int, int, str, int | None]] = {
     "grpo, first draw": ("grpo", DRAWING, 0, 3, "draw phase", None),
     "grpo, draw": ("grpo", DRAWING, 2, 3, "draw phase of step 3", 2),
     "grpo, score": ("grpo", SCORING, 2, 1, "score phase of step 3", 2),
-    "grpo, first update of a batch": ("grpo", BACKWARD, 2, 1, "update phase of step 3", 2),
     "grpo, second update of a batch": ("grpo", BACKWARD, 3, 1, "update phase of step 4", 3),
     "grpo, draw ahead": ("grpo ahead", DRAWING, 2, 3, "draw phase of step 3", 2),
     "grpo, weights half written": ("grpo", ADAM, 2, 1, "update phase of step 3", None),
     "ppo, score": ("ppo", SCORING, 2, 2, "score phase of step 3", 2),
     "ppo, first update of a batch": ("ppo", BACKWARD, 2, 1, "update phase of step 3", 2),
 }
-
-
-@pytest.fixture(scope="module")
-def whole(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a stage that had memory enough."""
-    home = tmp_path_factory.mktemp("whole")
-
-    def make(name: str) -> Path:
-        if not (home / name).exists():
-            run(name, inputs, home / name)
-        return home / name
-
-    return make
 
 
 @pytest.mark.slow(seconds=20)
@@ -366,3 +403,45 @@ def test_drawn_parts_are_kept_under_a_smaller_batch(
     run(name, inputs, tmp_path, generation_batch=1)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("parts/**/*.jsonl")}
     assert drawn.items() <= kept.items()
+
+
+RANKED = """
+import json, os, sys, time
+from pathlib import Path
+import accelerate, torch
+from qwen_align.align.pipeline import warm_server, worker
+from qwen_align.align.stages import sft
+backward = accelerate.Accelerator.backward
+def fail(self, loss, **settings):
+    backward(self, loss, **settings)
+    if os.environ["RANK"] == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory")
+accelerate.Accelerator.backward = fail
+began = time.monotonic()
+folder = sys.argv[1]
+pids = warm_server.fork_stage(
+    {"folder": folder, "report": f"{folder}/report.json", "log": f"{folder}/log.txt", "processes": 2}, 0.0
+)
+print(json.dumps([warm_server.wait_for_processes(pids), time.monotonic() - began]))
+"""
+
+
+@pytest.mark.slow(seconds=15)
+def test_of_two_processes_one_ends_the_other(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """The other waits for its gradients; what is said is what the one that ran out of memory says."""
+    job = {
+        "key": "key",
+        "settings": {"name": "stage", **STAGES["sft full"]},
+        "inputs": {name: {"folder": str(folder)} for name, folder in inputs.items()},
+        "seed": 0,
+        "runtime": {"device": "cpu", "processes": 2, "threads": 1},
+    }
+    (tmp_path / "stage.json").write_text(json.dumps(job))
+    done = subprocess.run([sys.executable, "-c", RANKED, str(tmp_path)], capture_output=True, text=True, check=True)
+    code, seconds = json.loads(done.stdout.splitlines()[-1])
+    assert code == 4
+    assert seconds < 60
+    report = launcher._read_report(tmp_path / "report.json")
+    assert report is not None
+    assert "out of memory in the update phase of step 1" in report["message"]
+    assert not find_checkpoints(tmp_path)
