@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from qwen_align.align.context import Phase
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl, Vllm
+from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.training import Optimizer
@@ -83,6 +84,9 @@ def _list_for_updates(settings: Any, runtime: Runtime, phase: Phase) -> Iterator
         if settings.optimizer in ("adamw", "paged_adamw") and runtime.device != "cpu":
             yield Advice("optimizer", f"{settings.optimizer}_8bit", settings.optimizer, in_key=True)
         yield from _list_for_weights(settings)
+    if isinstance(settings, Pretrain):  # its batch is one forward pass
+        yield Advice("batch", max(1, settings.batch // 2), settings.batch, in_key=True)
+        return
     yield from _list_for_passes(settings, runtime, phase)
     if runtime.gradient_checkpointing is not True:
         yield Advice("runtime.gradient_checkpointing", True, runtime.gradient_checkpointing, in_key=False)
