@@ -324,18 +324,15 @@ GRID: dict[str, tuple[str, tuple[Any, str], int, int, str, int | None]] = {
     "sft, saved again": ("sft full", SAVING, 0, 1, "save phase of step 3", 3),
     "dpo": ("dpo", BACKWARD, 2, 2, "update phase of step 3", 2),
     "reward_model": ("reward_model", BACKWARD, 2, 1, "update phase of step 3", 2),
-    "grpo, first draw": ("grpo", DRAWING, 0, 3, "draw phase", None),
     "grpo, draw": ("grpo", DRAWING, 2, 3, "draw phase of step 3", 2),
     "grpo, score": ("grpo", SCORING, 2, 1, "score phase of step 3", 2),
     "grpo, second update of a batch": ("grpo", BACKWARD, 3, 1, "update phase of step 4", 3),
     "grpo, draw ahead": ("grpo ahead", DRAWING, 2, 3, "draw phase of step 3", 2),
-    "grpo, weights half written": ("grpo", ADAM, 2, 1, "update phase of step 3", None),
     "ppo, score": ("ppo", SCORING, 2, 2, "score phase of step 3", 2),
-    "ppo, first update of a batch": ("ppo", BACKWARD, 2, 1, "update phase of step 3", 2),
 }
 
 
-@pytest.mark.slow(seconds=20)
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("short", GRID)
 def test_gone_on_with_equals_uninterrupted(
     short: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
@@ -351,7 +348,7 @@ def test_gone_on_with_equals_uninterrupted(
     assert digest(tmp_path / "out") == digest(whole(name))
 
 
-@pytest.mark.slow(seconds=6)
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("name", ["sft full", "grpo"])
 def test_gone_on_with_a_smaller_micro_batch_equals_uninterrupted_up_to_rounding(
     name: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
@@ -365,7 +362,7 @@ def test_gone_on_with_a_smaller_micro_batch_equals_uninterrupted_up_to_rounding(
         torch.testing.assert_close(one[weight], two[weight], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.slow(seconds=3)
+@pytest.mark.slow(seconds=2)
 def test_a_checkpoint_that_cannot_be_saved_leaves_the_older_one(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,7 +374,7 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_older_one(
     run("sft full", inputs, tmp_path)
 
 
-@pytest.mark.slow(seconds=3)
+@pytest.mark.slow(seconds=2)
 def test_an_engine_with_weights_of_its_own_runs_out_while_they_are_sent(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,7 +423,7 @@ print(json.dumps([warm_server.wait_for_processes(pids), time.monotonic() - began
 """
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow(seconds=10)
 def test_of_two_processes_one_ends_the_other(inputs: dict[str, Path], tmp_path: Path) -> None:
     """The other waits for its gradients; what is said is what the one that ran out of memory says."""
     job = {
