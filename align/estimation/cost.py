@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from qwen_align.align.estimation.model_shape import ModelShape
 from qwen_align.align.estimation.numerics import TrainedModel
 from qwen_align.align.estimation.sampling_memory import count_cache_bytes
+from qwen_align.align.estimation.stage_estimate import StageEstimate
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -64,9 +65,9 @@ def choose_speed(device_bytes: int) -> Speed:
 def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, has_frozen_base: bool) -> float:
     """Counts the operations of a token in a row of `length` tokens: of a training pass, or of one without gradients.
 
-    Twice a weight forward, twice for the gradient of its input, twice for its own where it is trained; attention 4 times
-    the queries' width for each token seen, three times that where it is trained (arXiv:2204.02311, appendix B). What is
-    computed again for checkpointing is not counted.
+    Twice a weight forward, twice for the gradient of its input, twice for its own where it is trained; attention 4
+    times the queries' width for each token seen, thrice that where it is trained (arXiv:2204.02311, appendix B). What
+    is computed again for checkpointing is not counted.
     """
     head = shape.vocabulary * shape.layer.hidden
     weights = (shape.active + head) * (2 if not is_trained else 4 if has_frozen_base else 6)
@@ -76,17 +77,15 @@ def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, h
 
 def estimate_cost(
     settings: Any,
-    shape: ModelShape,
-    model: TrainedModel | None,
+    estimate: StageEstimate,
     speed: Speed,
     *,
     n_devices: int,
     n_rows: int | None,
-    rows_at_once: int | None,
     prompt_tokens: int,
-    checkpointing: bool,
 ) -> Cost | None:
     """Estimates the cost of a stage. Returns None where the number of its rows is not known."""
+    shape, model = estimate.shape, estimate.model
     drawn = trained = scored = 0.0
     length = 0
     if isinstance(settings, Sft | Dpo | RewardModel):
@@ -112,10 +111,10 @@ def estimate_cost(
     of_training = count_flops_per_token(shape, length=length, is_trained=True, has_frozen_base=has_frozen_base)
     of_scoring = count_flops_per_token(shape, length=length, is_trained=False, has_frozen_base=has_frozen_base)
     flops = trained * of_training + (scored + drawn) * of_scoring
-    computed = trained * (of_training + of_scoring * checkpointing) + scored * of_scoring
+    computed = trained * (of_training + of_scoring * bool(estimate.checkpointing)) + scored * of_scoring
     seconds = computed / (speed.flops * TRAINING_SHARE)
     if drawn:  # every step reads all weights, and the keys and values of the rows, half of their columns on average
-        at_once = max(1, rows_at_once or 1)
+        at_once = max(1, estimate.rows_at_once or 1)
         cached = count_cache_bytes(shape, 2) * length / 2
         seconds += drawn * (2.0 * shape.n_parameters / at_once + cached) / (speed.bandwidth * DECODING_SHARE)
     return Cost(trained, drawn, flops, seconds / n_devices, *_count_disk(settings, model))

@@ -9,6 +9,8 @@ from qwen_align.align.settings.online_rl import OnlineRl, Vllm
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.training import Lora, Optimizer
 
+_LEAST_PREFILL_TOKENS = 512  # our choice: a pass over fewer leaves a GPU idle
+
 
 class Fit(NamedTuple):
     """Settings with which a stage fits. `runtime` and `stage` are what has to be changed, as recipes have it.
@@ -24,17 +26,24 @@ class Fit(NamedTuple):
 def find_fit(
     settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Device, *, prompt_tokens: int | None = None
 ) -> Fit | None:
-    """Returns the first change with which a stage fits a device, the smallest first. Returns None where none does.
+    """Returns the first change with which a stage fits a device, the smallest first; if none does, one that is tight.
 
-    Adapters in the place of full training are no such change: that is another method.
+    Returns None where nothing helps. Adapters in the place of full training are no such change: that is another method.
     """
+    tight: Fit | None = None
     for changed, stage_change in _list_stage_changes(settings):
-        for runtime_change in _list_runtime_changes(changed, runtime):
-            asked = runtime.model_copy(update=runtime_change)
+        turned: dict[str, Any] | None = {}
+        while turned is not None:
+            asked = runtime.model_copy(update=turned)
             estimate = estimate_stage(changed, asked, config, device, prompt_tokens=prompt_tokens)
-            if estimate is not None and estimate.judge(device) == "fits":
-                return Fit(runtime_change, stage_change, estimate)
-    return None
+            if estimate is None:
+                return None
+            verdict, found = estimate.judge(device), Fit(turned, stage_change, estimate)
+            if verdict == "fits":
+                return found
+            tight = tight or (found if verdict == "tight" else None)
+            turned = _turn_next(estimate, asked, turned)
+    return tight
 
 
 def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -57,44 +66,45 @@ def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         yield settings.model_copy(update={**changed, **precision}), {"lora": {"base_weights": held}, **precision}
 
 
-def _list_runtime_changes(settings: Any, runtime: Runtime) -> Iterator[dict[str, Any]]:
-    """Yields changes of the runtime: none, then checkpointing, then ever smaller micro-batches with it."""
-    yield {}
-    if not isinstance(settings, Optimizer):
-        for rows in _halve(runtime.generation_batch):
-            yield {"generation_batch": rows}
-        return
-    asked = {} if runtime.gradient_checkpointing is True else {"gradient_checkpointing": True}
-    if asked:
-        yield asked
-    for rows in _halve(runtime.micro_batch):
-        tokens = {"micro_batch_tokens": None} if runtime.micro_batch_tokens is not None else {}
-        yield {**asked, "micro_batch": rows, **tokens}
-    if isinstance(settings, OnlineRl):
-        for rows in _halve(runtime.generation_batch):
-            yield {**asked, "micro_batch": 1, "generation_batch": rows}
-
-
-def _halve(number: int) -> Iterator[int]:
-    while number > 1:
-        number //= 2
-        yield number
+def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]) -> dict[str, Any] | None:
+    """Returns the changes of the runtime with one more, of what makes the worst phase smaller. None: none is left."""
+    phase = estimate.peak
+    if phase.name == "draw" and phase.parts.get("logits") and runtime.generation_batch > 1:
+        return {**turned, "generation_batch": runtime.generation_batch // 2}
+    if phase.name == "draw" and phase.parts.get("activations") and runtime.prefill_tokens > _LEAST_PREFILL_TOKENS:
+        return {**turned, "prefill_tokens": runtime.prefill_tokens // 2}
+    if phase.name not in ("score", "update"):
+        return None
+    if phase.name == "update" and not estimate.checkpointing:
+        return {**turned, "gradient_checkpointing": True}
+    if runtime.micro_batch > 1:
+        rows = min(runtime.micro_batch, estimate.rows_in_pass or runtime.micro_batch) // 2
+        return {**turned, "micro_batch": max(1, rows)}
+    return None
 
 
 def find_most_tokens(
     settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Device, *, prompt_tokens: int | None = None
-) -> int | None:
-    """Returns the longest completion with which an online RL stage fits a device, as a power of two times 256.
+) -> tuple[int | None, StageEstimate]:
+    """Returns the longest row, or in online RL completion, with which a stage fits a device, and the estimate of it.
 
-    One row a forward pass, checkpointed. Returns None where not even 256 tokens fit.
+    Of powers of two from 512 to what the model can read. Without one that fits: None, and the estimate of the shortest.
     """
-    asked = runtime.model_copy(update={"micro_batch": 1, "micro_batch_tokens": None, "gradient_checkpointing": True})
-    longest, tokens = None, 256
+    longest: tuple[int | None, StageEstimate] | None = None
+    tokens = 512
     while tokens <= (config.get("max_position_embeddings") or 32_768):
-        sampling = settings.sampling.model_copy(update={"max_tokens": tokens})
-        changed = settings.model_copy(update={"sampling": sampling})
-        estimate = estimate_stage(changed, asked, config, device, prompt_tokens=prompt_tokens)
-        if estimate is None or estimate.judge(device) == "does not fit":
-            break
-        longest, tokens = tokens, tokens * 2
+        changed = _set_length(settings, tokens)
+        estimate = estimate_stage(changed, runtime, config, device, prompt_tokens=prompt_tokens)
+        assert estimate is not None
+        if estimate.judge(device) != "fits":
+            return longest or (None, estimate)
+        longest, tokens = (tokens, estimate), tokens * 2
+    assert longest is not None
     return longest
+
+
+def _set_length(settings: Any, tokens: int) -> Any:
+    """Returns the settings of a stage with another length of rows, or of completions."""
+    if isinstance(settings, OnlineRl):
+        return settings.model_copy(update={"sampling": settings.sampling.model_copy(update={"max_tokens": tokens})})
+    return settings.model_copy(update={"max_tokens": tokens})

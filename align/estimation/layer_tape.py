@@ -28,9 +28,9 @@ class LayerNumerics(NamedTuple):
     stored: bytes of a weight that is not quantised, which is that of the hidden states between layers. autocast:
     matrices are multiplied in bf16 whatever their inputs. trains_base: gradients of the layer's own weights.
     adapter_ranks: rank by the names of the layers that have a LoRA adapter, whose weights are fp32. is_quantised:
-    linear layers are in 4 bits. has_dora: adapters have a magnitude per output. repeats_keys: attention has a mask, so that
-    keys and values are copied for every head that shares them. adapts_as_given: adapters read a layer's input in the
-    precision it has (PEFT on 4-bit layers under autocast of a GPU); else they read a copy in fp32.
+    linear layers are in 4 bits. has_dora: adapters have a magnitude per output. repeats_keys: attention has a mask, so
+    that keys and values are copied for every head that shares them. adapts_as_given: adapters read a layer's input in
+    the precision it has (PEFT on 4-bit layers under autocast of a GPU); else they read a copy in fp32.
     """
 
     stored: int

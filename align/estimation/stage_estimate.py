@@ -1,6 +1,7 @@
 """Estimates the memory of a stage on each device, phase by phase, from its settings and the model's config.json."""
 
 from collections.abc import Mapping
+from math import ceil
 from typing import Any, Literal, NamedTuple
 
 from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_overhead
@@ -45,8 +46,9 @@ class Phase(NamedTuple):
 class StageEstimate(NamedTuple):
     """What a stage needs on each device.
 
-    checkpointing: whether gradients are checkpointed, None where the stage trains nothing. rows_at_once: completions
-    whose keys and values fit side by side. micro_batch: of a training pass. notes: what is assumed, or not counted.
+    checkpointing: whether gradients are checkpointed, None where the stage trains nothing. micro_batch, rows_in_pass:
+    of a training pass, in rows as long as may be. rows_at_once: completions whose keys and values fit side by side.
+    notes: what is assumed, or not counted.
     """
 
     phases: list[Phase]
@@ -54,6 +56,7 @@ class StageEstimate(NamedTuple):
     model: TrainedModel | None
     checkpointing: bool | None
     micro_batch: MicroBatch | None
+    rows_in_pass: int | None
     rows_at_once: int | None
     notes: list[str]
 
@@ -159,7 +162,14 @@ class _Training:
         if self.shape.is_mixture:
             self.notes.append("activations of a mixture of experts as if tokens were spread over the experts evenly")
         return StageEstimate(
-            phases, self.shape, self.model, checkpointing, work.batch, rows_at_once, list(dict.fromkeys(self.notes))
+            phases,
+            self.shape,
+            self.model,
+            checkpointing,
+            work.batch,
+            max(1, work.batch.n_tokens // self._get_longest_row()),
+            rows_at_once,
+            list(dict.fromkeys(self.notes)),
         )
 
     def needs_checkpointing(self, device_bytes: float) -> bool:
@@ -193,26 +203,36 @@ class _Training:
         )
 
     def _plan_micro_batch(self) -> tuple[MicroBatch, bool]:
-        """Returns the largest micro-batch, of rows as long as may be, and whether a step has more than one."""
-        settings, runtime = self.settings, self.runtime
+        """Returns the largest micro-batch, of rows as long as may be, and whether a step has more than one.
+
+        Completions of a prompt share it: where a step has few, a pass has fewer tokens than it may have.
+        """
+        settings, runtime, longest = self.settings, self.runtime, self._get_longest_row()
         if isinstance(settings, OnlineRl):
             drawn = settings.prompts_per_step * settings.completions_per_prompt
             share = max(1, drawn // runtime.processes // settings.updates.minibatches)
-            longest = self.prompt_tokens + settings.sampling.max_tokens
-            scored_share = settings.sampling.max_tokens / longest
+            n_prompts = ceil(share / settings.completions_per_prompt)
+            scored = share * settings.sampling.max_tokens
+            total = scored + n_prompts * self.prompt_tokens
         else:
             share = max(1, settings.batch // runtime.processes)
-            longest = settings.max_tokens * (1 if isinstance(settings, Sft) else 2)
-            scored_share = 1.0
-        rows = min(runtime.micro_batch, share)
-        n_tokens = rows * longest
+            total = scored = share * longest
+        budget = min(runtime.micro_batch, share) * longest
         if runtime.micro_batch_tokens is not None:
-            n_tokens = max(longest, min(n_tokens, runtime.micro_batch_tokens))
-        return MicroBatch(n_tokens, max(1, round(n_tokens * scored_share))), share * longest > n_tokens
+            budget = max(longest, min(budget, runtime.micro_batch_tokens))
+        n_tokens = min(budget, total)
+        return MicroBatch(n_tokens, max(1, round(n_tokens * scored / total))), total > n_tokens
+
+    def _get_longest_row(self) -> int:
+        """Returns the tokens of the longest row, or of the longest pair's two sides."""
+        settings = self.settings
+        if isinstance(settings, OnlineRl):
+            return self.prompt_tokens + settings.sampling.max_tokens
+        return settings.max_tokens * (1 if isinstance(settings, Sft) else 2)
 
     def _count_trained(self) -> int:
         """Counts the trained parameters, those of a critic among them."""
-        return self.model.trained + (self._count_critic_parameters())
+        return self.model.trained + self._count_critic_parameters()
 
     def _count_critic_parameters(self) -> int:
         if not isinstance(self.settings, Ppo):
@@ -344,4 +364,4 @@ def _estimate_sampling(
     ):
         notes.append("reward models are not counted")
     loaded = _add_overhead("load", Moment("weights", dict(weights)))
-    return StageEstimate([loaded, drawn], shape, None, None, None, at_once, notes)
+    return StageEstimate([loaded, drawn], shape, None, None, None, None, at_once, notes)

@@ -30,7 +30,8 @@ class TrainingPass(NamedTuple):
     accumulates: gradients of an earlier micro-batch are there. resident: bytes by part that are there at any moment
     beside weights, gradients and moments. reference_pass: the reference policy scores the micro-batch while the
     policy's activations are kept (DPO). full_logits: the loss is transformers' own. has_head: else a layer with one
-    output. trunks: how many of the model's size keep activations (PPO's critic is another).
+    output. trunks: how many of the model's size keep activations (PPO's critic is another). masked_rows: rows that
+    attention computes padded, with a mask, where it cannot run per row (0: it does).
     """
 
     model: TrainedModel
@@ -47,6 +48,7 @@ class TrainingPass(NamedTuple):
     gradient_bytes: int = 4
     trunks: int = 1
     offloads_activations: bool = False
+    masked_rows: int = 0
 
 
 class Moment(NamedTuple):
@@ -70,7 +72,7 @@ def list_update_moments(work: TrainingPass) -> list[Moment]:
     model, shape = work.model, work.model.shape
     tape = _write_tape(work)
     layer_input = float(shape.layer.hidden * model.other_bytes * work.batch.n_tokens)
-    saved = layer_input if work.checkpointing else tape.count_saved()
+    saved = layer_input if work.checkpointing else tape.count_saved() + _count_mask_bytes(work)
     kept_layers = 0.0 if work.offloads_activations else work.trunks * shape.n_layers * saved
     one_layer = _measure_layer_backward(tape, work, layer_input)
     # All but this layer's, which is part of it already.
@@ -176,17 +178,25 @@ def measure_head(work: TrainingPass) -> HeadMemory:
 
 def _write_tape(work: TrainingPass) -> Tape:
     numerics = work.model.get_layer_numerics(is_on_gpu=work.is_on_gpu)
+    numerics = numerics._replace(repeats_keys=work.masked_rows > 0)
     return write_layer_tape(work.model.shape.layer, numerics, work.batch.n_tokens)
+
+
+def _count_mask_bytes(work: TrainingPass) -> float:
+    """Returns the bytes of the mask that a layer adds to its attention scores, and keeps."""
+    if not work.masked_rows:
+        return 0.0
+    return work.batch.n_tokens**2 / work.masked_rows * (2.0 if work.model.autocast else work.model.other_bytes)
 
 
 def _measure_layer_backward(tape: Tape, work: TrainingPass, layer_input: float) -> float:
     """Returns what the backward pass of one layer holds, with that of its activations that are computed again."""
     backward = tape.find_backward_peak(keeps_gradients=not work.accumulates)
     if not work.checkpointing:
-        return backward
+        return backward + _count_mask_bytes(work)
     # The gradient that comes from the layer above is there while the layer is computed again, and so is its input.
     again = tape.find_forward_peak(keeps_saved=True) + layer_input * (1 + tape.saves_input)
-    return max(backward, again)
+    return max(backward, again) + _count_mask_bytes(work)
 
 
 def _count_last_gradients(work: TrainingPass) -> float:

@@ -1,4 +1,4 @@
-"""What config.json of Qwen's dense Qwen3 models says of their shape, for recipes whose model is not on this machine yet.
+"""Says what config.json of the models of shipped recipes has, for where such a model is not on the machine yet.
 
 Sizes are those of the Qwen3 technical report (arXiv:2505.09388, table 1) and of the models' own files.
 """
@@ -46,6 +46,19 @@ def build_qwen3_config(size: str) -> dict[str, Any]:
     }
 
 
+_QWEN2_5_32B = {
+    "model_type": "qwen2",
+    "vocab_size": 152_064,
+    "hidden_size": 5120,
+    "intermediate_size": 27_648,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 32_768,
+    "torch_dtype": "bfloat16",
+}
+
 # Bases read 32,768 positions, the others 40,960; all else is the same. There is no base of 32B.
 KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
     **{f"Qwen/Qwen3-{size}": build_qwen3_config(size) for size in _SIZES},
@@ -54,4 +67,5 @@ KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
         for size in _SIZES
         if size != "32B"
     },
+    "Qwen/Qwen2.5-32B-Instruct": _QWEN2_5_32B,
 }
