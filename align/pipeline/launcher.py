@@ -21,8 +21,8 @@ from qwen_align.align.pipeline.machine_check import count_processes
 from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
 from qwen_align.align.pipeline.warm_server import NO_THREADS
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.memory_advice import word_advice
 from qwen_align.align.stages.registry import STAGE_KINDS
-from qwen_align.align.training.memory_advice import advise
 
 
 class StageExit(NamedTuple):
@@ -255,15 +255,14 @@ def describe_kill(stage: Stage, folder: Path, kills_before: int | None, kills_af
     progress = folder / PROGRESS
     phase = Phase(**json.loads(progress.read_text())["phase"]) if progress.exists() else LOADING
     at = f"the {phase.name} phase" + (f" of step {phase.step:,}" if phase.step else "")
-    advice = advise(stage.settings, stage.runtime, phase)
-    turn = f": {advice.format()}" if advice else ""
+    advice = word_advice(stage.settings, stage.runtime, phase)
     if kills_before is None or kills_after is None:
         cause = "the system kills so when memory runs out"
     elif kills_after > kills_before:
         cause = "the kernel has killed a process meanwhile because memory ran out, most likely this one"
     else:
         cause = "the kernel has counted no process killed for want of memory meanwhile; someone else may have killed it"
-    return f"the process was killed by SIGKILL in or after {at}; {cause}{turn}"
+    return f"the process was killed by SIGKILL in or after {at}; {cause}. {advice}"
 
 
 def _describe_exit(code: int) -> str:

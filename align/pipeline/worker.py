@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,11 @@ from pydantic import TypeAdapter
 
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
 from qwen_align.align.errors import AlignError, OutOfMemory
-from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
-from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.training import Optimizer
+from qwen_align.align.stages.memory_advice import word_advice
+from qwen_align.align.stages.phase_estimates import estimate_memory
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.digest_cache import DIGESTS
 from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
@@ -35,10 +33,8 @@ from qwen_align.align.store.outside_files import OutsideFileChanged, OutsideFile
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
 from qwen_align.align.store.stage_folder import UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_rank, get_world_size, is_main_process
-from qwen_align.align.training.memory_advice import advise
 from qwen_align.align.training.memory_meter import read_peak_memory, start_memory_meter
 from qwen_align.align.training.out_of_memory import describe_out_of_memory, is_out_of_memory
-from qwen_align.align.training.phase_estimates import estimate_phases
 
 _STARTED = time.monotonic()
 _FULL_BYTES = 16 * 2**20  # less than this is left when the file of some weights did not fit
@@ -163,16 +159,6 @@ def _start_memory_meter(runtime: Runtime) -> None:
     start_memory_meter(choose_device(runtime))
 
 
-def estimate_memory(settings: Any, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, float]:
-    """Estimates the GiB that a device holds in each phase of a stage that starts from a model. Else returns nothing."""
-    if not isinstance(settings, Optimizer | Evaluate | Rollout):
-        return {}
-    from qwen_align.align.models.loading import choose_device, fetch_base_folder
-
-    base = fetch_base_folder(locate_model_files(inputs[settings.from_model]))  # type: ignore[union-attr]
-    return estimate_phases(settings, runtime, read_json(base / "config.json"), choose_device(runtime))
-
-
 def _run_in_memory(run: Callable[[], dict[str, Any]], settings: Any, context: Context) -> dict[str, Any]:
     """Runs a stage. Raises OutOfMemory when memory runs out, with the phase, the figures and what to turn."""
     try:
@@ -188,7 +174,7 @@ def _run_in_memory(run: Callable[[], dict[str, Any]], settings: Any, context: Co
                 stage=settings.kind,
                 peak=read_peak_memory(),
                 estimate_gib=context.estimates_gib.get(context.phase.name),
-                advice=advise(settings, context.runtime, context.phase),
+                advice=word_advice(settings, context.runtime, context.phase),
                 kept=kept or describe_kept_work(context.out),
                 said=said,
             )

@@ -1,11 +1,10 @@
-"""Recognises errors that mean that memory has run out, and says of them where it was and which setting to turn."""
+"""Recognises errors that mean that memory has run out, and words what a stage says of them."""
 
 import errno
 import gc
 from collections.abc import Iterator
 
 from qwen_align.align.context import Phase
-from qwen_align.align.training.memory_advice import Advice
 from qwen_align.align.training.memory_meter import PeakMemory
 
 # What libraries say in errors that have no type of their own: torch on a CPU and of mmap, cuBLAS, the CUDA runtime,
@@ -57,13 +56,13 @@ def describe_out_of_memory(
     stage: str,
     peak: PeakMemory | None,
     estimate_gib: float | None,
-    advice: Advice | None,
+    advice: str,
     kept: str,
     said: str = "",
 ) -> str:
     """Words the error of a stage that ran out of memory: where, how much, what to turn, and what is left of the work.
 
-    `said`: the first words of the library's error. `kept`: what a further run goes on from.
+    `advice`: which setting to turn. `said`: the library's first words. `kept`: what a further run goes on from.
     """
     figures = [f"longest row {phase.longest_row:,} tokens"] if phase.longest_row else []
     if peak is not None:
@@ -72,9 +71,6 @@ def describe_out_of_memory(
         figures.append(f"peak {peak.held:.2f}{reserved}{of} GiB")
     figures.append("no estimate" if estimate_gib is None else f"estimate {estimate_gib:.2f} GiB")
     at = f" of step {phase.step:,}" if phase.step else ""
-    turn = (
-        advice.format() if advice else "No setting is left to turn: take a smaller model or a device with more memory"
-    )
     library = f" [{said:.160}]" if said else ""
     where = f"the {phase.name} phase{at} of a {stage} stage"
-    return f"out of memory in {where} ({', '.join(figures)}). {turn}. {kept}{library}"
+    return f"out of memory in {where} ({', '.join(figures)}). {advice}. {kept}{library}"

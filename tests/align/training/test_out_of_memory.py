@@ -29,8 +29,8 @@ from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import Message, Pair, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.memory_advice import advise
 from qwen_align.align.store import integrity
-from qwen_align.align.training.memory_advice import advise
 from qwen_align.align.training.out_of_memory import is_out_of_memory
 from qwen_align.align.training.step_guard import StepGuard, _keep_last_step
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
@@ -400,6 +400,7 @@ def test_drawn_parts_are_kept_under_a_smaller_batch(
     run(name, inputs, tmp_path, generation_batch=1)
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("parts/**/*.jsonl")}
     assert drawn.items() <= kept.items()
+    assert len(kept) == 2, "cut as before"
 
 
 RANKED = """

@@ -26,6 +26,12 @@ class Advice(NamedTuple):
         return f"Set {self.setting}: {_format_value(self.value)} (now {_format_value(self.now)}){key}"
 
 
+def word_advice(settings: Any, runtime: Runtime, phase: Phase) -> str:
+    """Says which setting to turn when a stage ran out of memory in a phase, without a full stop."""
+    advice = advise(settings, runtime, phase)
+    return advice.format() if advice else "No setting is left to turn: take a smaller model or more memory"
+
+
 def advise(settings: Any, runtime: Runtime, phase: Phase) -> Advice | None:
     """Returns the setting to turn when a stage ran out of memory in a phase. Returns None where none is left.
 
