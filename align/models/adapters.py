@@ -93,8 +93,11 @@ def require_equal_logits(actual: torch.Tensor, expected: torch.Tensor, what: str
         )
 
 
-def label_adapter(folder: Path, below: ModelFiles) -> None:
-    """Makes an adapter's config and README say what it was trained on: a base, and the adapters merged into that."""
+def label_adapter(folder: Path, below: ModelFiles, *, in_4_bits: bool = False) -> None:
+    """Makes an adapter's config and README say what it was trained on: a base, and the adapters merged into that.
+
+    `in_4_bits`: that model was held in 4 bits, and the adapter is to be merged into it in full precision.
+    """
     config = read_json(folder / ADAPTER_CONFIG)
     if below.base.startswith("hub:"):
         hub = parse_hub_model(below.base)
@@ -107,17 +110,25 @@ def label_adapter(folder: Path, below: ModelFiles) -> None:
         (folder / ADAPTER_CONFIG).unlink()
     name = STACKED_CONFIG if below.adapters else ADAPTER_CONFIG
     write_json(folder / name, config)
-    write_text(folder / "README.md", _describe_adapter(config, base, len(below.adapters)))
+    write_text(folder / "README.md", _describe_adapter(config, base, len(below.adapters), in_4_bits=in_4_bits))
 
 
-def _describe_adapter(config: dict[str, Any], base: str, n_below: int) -> str:
+def _describe_adapter(config: dict[str, Any], base: str, n_below: int, *, in_4_bits: bool) -> str:
     """Returns the README of an adapter's folder."""
+    scale = ", scaled by alpha / sqrt(rank) (rsLoRA)" if config.get("use_rslora") else ""
     lines = [
-        "# LoRA adapter",
+        "# DoRA adapter" if config.get("use_dora") else "# LoRA adapter",
         "",
-        f"Rank {config['r']}, alpha {config['lora_alpha']:g}. Its base is {base}.",
+        f"Rank {config['r']}, alpha {config['lora_alpha']:g}{scale}. Its base is {base}.",
         "",
     ]
+    if in_4_bits:
+        lines += [
+            "It was trained on that model in 4 bits (nf4, QLoRA). Merge it into the full-precision one: merged in 4 "
+            "bits it would be rounded away. How far the two models are apart is in the summary of `manifest.json`, in "
+            "the folder above.",
+            "",
+        ]
     if n_below:
         others = "another adapter" if n_below == 1 else f"{n_below} other adapters"
         lines += [

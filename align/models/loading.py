@@ -8,6 +8,7 @@ that is not the one of its files.
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_mode
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.distributed import get_local_rank
+from qwen_align.align.training.out_of_memory import is_out_of_memory
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
 TOKENIZER_FILES = (
@@ -134,8 +136,7 @@ def load_model_to_train(source: Path, settings: Trained, *, needs_head: bool = T
     Weights that are trained are fp32 whatever the precision: AdamW's steps in bf16 weights would round to nothing.
     """
     base_weights = settings.lora.base_weights if settings.lora else "fp32"
-    if base_weights not in ("fp32", "bf16"):
-        raise RecipeError(f"lora.base_weights: {base_weights}: is not supported yet; take bf16")
+    assert base_weights in ("fp32", "bf16"), "a base in 4 bits is that of quantized_base"
     return load_model(source, base_weights, needs_head=needs_head)
 
 
@@ -148,14 +149,17 @@ def load_with_adapters(files: ModelFiles, precision: Precision, *, needs_head: b
 
 
 def load_base_model(
-    folder: Path, head: Head | None = "lm_head", precision: Precision | Literal["auto"] = "auto"
+    folder: Path,
+    head: Head | None = "lm_head",
+    precision: Precision | Literal["auto"] = "auto",
+    more: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Loads a model from one folder: a causal language model, or with the head `score` a sequence classifier.
 
     Weights are read into the precision without another copy of them; auto = that of the files.
     An adapter beside it is not followed; the pipeline refuses one unless the recipe ignores it. `head` None: a causal
-    language model whose head may be made up. Raises RecipeError when it cannot be loaded, or a weight is not in its
-    files, which transformers would make up at random.
+    language model whose head may be made up. `more`: further arguments of from_pretrained. Raises RecipeError when it
+    cannot be loaded, or a weight is not in its files, which transformers would make up at random.
     """
     check_weights(folder, head)
     logging.disable_progress_bar()
@@ -168,8 +172,11 @@ def load_base_model(
             ignore_mismatched_sizes=True,  # they are refused below, by name
             generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
             **FROM_PRETRAINED_ARGUMENTS,
+            **(more or {}),
         )
     except Exception as error:  # whatever a library says of a config or of weights
+        if is_out_of_memory(error):
+            raise
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
         said = " ".join(str(error).split())
         raise RecipeError(f"{folder}: transformers cannot load it in safetensors form: {kind}{said:.300}") from error

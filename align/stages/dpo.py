@@ -11,9 +11,10 @@ from typing import Any
 import datasets
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -40,7 +41,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     loss = PREFERENCE_LOSSES[settings.loss]
-    model = loading.load_model_to_train(source, settings)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     trainer = PreferenceTrainer(
         model=model,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -54,8 +55,11 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
         loss=loss,
         sft_weight=settings.sft_weight,
     )
+    prepare_adapters(trainer.model)
     fit.train_and_save(trainer, settings, source, out, context)
-    return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_dataset(pairs: list[PairIds]) -> datasets.Dataset:

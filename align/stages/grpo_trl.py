@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from torch import Tensor
 from trl import GRPOTrainer
 
 from qwen_align.align.context import Context
@@ -27,9 +29,10 @@ from qwen_align.align.generation.requests import (
     measure_prompts,
     render_problem,
 )
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_room_for_completions
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, read_rows, require_row_type
 from qwen_align.align.settings.grpo import Grpo
@@ -37,6 +40,7 @@ from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
@@ -45,8 +49,12 @@ from qwen_align.reward.settings import check_rewards
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
 
 
-class GrpoTrainer(AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPOTrainer with atomic checkpoints."""
+class GrpoTrainer(MeasuredSteps, AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPOTrainer with atomic checkpoints and measured memory. Its speed is not measured."""
+
+    def find_row_lengths(self, inputs: Any) -> Tensor:
+        """Returns no lengths: inputs are prompts here, whose completions TRL has yet to ask for."""
+        return torch.empty(0)
 
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     ]
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
-    model = loading.load_model_to_train(source, spec)
+    model = quantized_base.load_for_training(source, spec, context.runtime)
     trainer = GrpoTrainer(
         model=model,
         reward_funcs=callbacks.judge,
@@ -81,6 +89,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
+    prepare_adapters(trainer.model)
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
         trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(
             loading.load_model(source, "fp32").state_dict()
@@ -94,6 +103,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         "steps": spec.steps,
         "completions": spec.steps * completions,
         "no_verdict": without,
+        **measure_quantization(trainer.model, out, prompts[0].prompt.ids, context),
     }
 
 
@@ -137,7 +147,13 @@ class TrlCallbacks:
                     first_sample=numbers[0],
                 )
             )
-        done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
+        with self.context.work_on(
+            "draw",
+            step=trainer.state.global_step + 1,
+            rows=len(positions),
+            longest_row=max(len(each.prompt_ids) for each in requests) + self.sampling.max_tokens,
+        ):
+            done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
         self._positions = positions
         self._generations = [
             done[self._build_request_id(position), sample] for position, sample in zip(positions, samples, strict=True)

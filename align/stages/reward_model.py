@@ -13,9 +13,10 @@ from trl import RewardTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -24,11 +25,12 @@ from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.row_order import draw_row_order
 
 
-class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer with atomic checkpoints."""
+class Trainer(MeasuredSteps, AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
+    """TRL's RewardTrainer with atomic checkpoints and measured steps."""
 
 
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -46,8 +48,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
-    causal = loading.load_model_to_train(source, settings, needs_head=False)
-    model = reward_scorer.build_scorer_model(causal, renderer.pad_id)
+    causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
+    model = quantized_base.build_scorer_model(causal, renderer.pad_id)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -56,8 +58,11 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
+    prepare_adapters(trainer.model)
     fit.train_and_save(trainer, settings, source, out, context)
-    return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_dataset(pairs: list[PairIds], *, with_margins: bool) -> datasets.Dataset:

@@ -9,9 +9,10 @@ import datasets
 from trl import SFTTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rows import read_rows
@@ -20,11 +21,12 @@ from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.row_order import draw_row_order
 
 
-class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with atomic checkpoints."""
+class Trainer(MeasuredSteps, AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with atomic checkpoints and measured steps."""
 
 
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
-    model = loading.load_model_to_train(source, settings)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -49,6 +51,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],
     )
+    prepare_adapters(trainer.model)
     fit.train_and_save(trainer, settings, source, out, context)
     return {
         "samples": len(rendered.samples),
@@ -56,6 +59,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         "modes": rendered.modes,
         "steps": steps,
         "supervised_tokens": sum(sum(sample.mask) for sample in rendered.samples),
+        **measure_quantization(trainer.model, out, rendered.samples[0].ids, context),
     }
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from qwen_align.align.commands import check
-from qwen_align.align.context import Context
+from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.pipeline import launcher, machine_check
@@ -187,6 +187,28 @@ class World:
             made = make(spec, runtime, out, steps=9, seed=0)
         lora = build_lora_config(spec.lora, self.load_base()) if spec.lora else None
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
+
+    def arguments_on_a_gpu(self, settings: Settings) -> Any:
+        """The arguments that all trainers are given where there is a GPU with TF32."""
+        from unittest import mock
+
+        import torch
+
+        from qwen_align.align.training import trl_arguments
+
+        spec = to_stage({"name": "stage", **settings})
+        with (
+            mock.patch.object(trl_arguments, "choose_device", return_value=torch.device("cuda", 0)),
+            mock.patch.object(trl_arguments, "is_torch_tf32_available", return_value=True),
+        ):
+            return trl_arguments._build_common_arguments(spec, Runtime(), self.folder, steps=9, seed=0)
+
+    def saved_tensors(self, runtime: Settings) -> Any:
+        """Whether what a backward pass needs is moved to host memory."""
+        from qwen_align.align.training.activation_offloading import offload_activations
+
+        asked = Runtime.model_validate({**CPU, **runtime}).activation_offloading
+        return type(offload_activations(self.load_base(), is_asked=asked)).__name__
 
     def base_dtypes(self, settings: Settings) -> Any:
         """The precisions of the weights that a stage trains on, or under its adapters."""
@@ -411,7 +433,10 @@ def digest_files(out: Path) -> Iterator[tuple[str, str]]:
             content = path.read_bytes()
             if name.name == "metrics.jsonl":
                 lines = [json.loads(line) for line in content.decode().splitlines()]
-                kept = [{key: value for key, value in line.items() if "time" not in key} for line in lines]
+                kept = [
+                    {key: value for key, value in line.items() if "time" not in key and not key.startswith(MEASURED)}
+                    for line in lines
+                ]
                 content = json.dumps(kept).encode()
             yield str(name), hashlib.sha256(content).hexdigest()
 
