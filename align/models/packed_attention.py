@@ -31,7 +31,8 @@ SDPA, EAGER, FLASH = "packed_sdpa", "packed_eager", "packed_fa2"  # names with "
 NAMES = (SDPA, EAGER, FLASH)
 
 # Rows of different lengths are padded to one attention call while that computes at most this many times the scores of
-# the rows alone: one call of 64 short rows takes a third less time than 64 calls, and a quarter more scores undo that.
+# the rows alone. An update of the embedded model on 256 completions of 16 to 96 tokens then takes a tenth less CPU time
+# than with rows of equal length alone in a call; with twice the scores it takes as long as without.
 MAX_PADDING = 1.25
 MAX_MASK = 1 << 24  # scores of several rows that have a mask: it takes at most 8 MiB
 
@@ -149,6 +150,26 @@ def can_pack(config: PreTrainedConfig) -> bool:
     Other models read padded rows.
     """
     return config._attn_implementation in NAMES and has_full_attention(config)
+
+
+# --- reading
+
+
+def read_rows(backbone: Any, input_ids: Tensor, layout: PackedLayout) -> Tensor:
+    """Computes the hidden states of N tokens of rows one behind another, by a model without its head; (N, H).
+
+    A model that cannot pack reads the rows padded on the right, where causal attention needs no mask. Raises ValueError
+    where such a one is given rows that continue others.
+    """
+    if can_pack(backbone.config):
+        packed: Tensor = backbone(**layout.build_model_inputs(input_ids)).last_hidden_state[0]
+        return packed
+    if any(prompt is not None for prompt in layout.prompts):
+        raise ValueError("rows that continue a shared prompt, and a model that cannot read packed rows")
+    rows = torch.split(input_ids, list(layout.lengths))
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    hidden: Tensor = backbone(input_ids=padded, use_cache=False).last_hidden_state
+    return torch.cat([hidden[number, :n] for number, n in enumerate(layout.lengths)])
 
 
 # --- what transformers calls

@@ -18,6 +18,7 @@ from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.bf16_weights import hold_frozen_in_bf16
 from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.packed_attention import choose_attention
 from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import require_same_ids
@@ -59,7 +60,8 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     scorer = algorithm.critic.from_scorer if algorithm.critic else None
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
-    actor = _build_actor(algorithm, source, inputs, context)
+    attention = choose_attention(context.runtime.attention, loading.choose_device(context.runtime).type)
+    actor = _build_actor(algorithm, source, inputs, context, attention)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
@@ -68,7 +70,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         algorithm,
         _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),
         context,
-        reference=_load_reference(algorithm, source),
+        reference=_load_reference(algorithm, source, attention),
         texts=texts,
         callbacks=[ProgressCallback(context)],
     )
@@ -90,7 +92,9 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context) -> Actor:
+def _build_actor(
+    algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context, attention: str
+) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     set_seed(context.seed)  # Trainer does so too late: new adapters are random
     spec, settings = algorithm.settings, algorithm.critic
@@ -118,10 +122,10 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             critic.head.weight.data.copy_(head)
     prepare_adapters(policy)
     temperature = spec.sampling.resolve_for_policy().temperature
-    return Actor(policy, temperature, critic)
+    return Actor(policy, temperature, critic, attention=attention)
 
 
-def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
+def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor | None:
     """Loads the reference policy as a separate model.
 
     Returns None without a KL penalty, or if it is the policy without its adapters.
@@ -132,7 +136,7 @@ def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
     model = loading.load_model(source, "fp32")
     if spec.precision == "bf16":
         hold_frozen_in_bf16(model)
-    return Actor(model, spec.sampling.resolve_for_policy().temperature)
+    return Actor(model, spec.sampling.resolve_for_policy().temperature, attention=attention)
 
 
 def _build_rollout_source(

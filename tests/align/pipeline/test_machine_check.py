@@ -101,6 +101,11 @@ def test_gpus_that_are_not_there_are_refused(
         ({**RL, "runtime": {"deepspeed": "ds.json"}}, "stage 'rl': runtime.deepspeed: deepspeed is not installed"),
         ({**RL, "lora": NF4}, "lora.base_weights: nf4: bitsandbytes is not installed: pip install 'qwen-align[qlora]'"),
         ({**RL, "optimizer": "adamw_8bit"}, "optimizer: adamw_8bit: bitsandbytes is not installed: pip install"),
+        ({**RL, "runtime": {"attention": "flash_attention_2"}}, "flash_attention_2: flash_attn is not installed"),
+        (
+            {**RL, "runtime": {"attention": "flash_attention_2", "device": "cpu"}},
+            "stage 'rl': runtime.attention: flash_attention_2: it runs on GPUs alone",
+        ),
     ],
 )
 def test_what_cannot_start_here_is_refused(

@@ -15,8 +15,9 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from qwen_align.align.context import Context
+from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
+from qwen_align.align.models.packed_attention import SDPA
 from qwen_align.align.rl.algorithm import Algorithm, build_ppo
 from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rl.trainer import OnlineTrainer
@@ -75,7 +76,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in one.items() if "time" not in name} for one in metrics]
+    return [{name: value for name, value in one.items() if not name.startswith(MEASURED)} for one in metrics]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -317,7 +318,7 @@ def test_new_adapters_are_drawn_with_the_stages_seed(tiny_model: Path, tmp_path:
     for seed in (0, 0, 1):
         torch.rand(seed + 3)  # what was drawn before does not matter
         context = Context(tmp_path, seed, Runtime.model_validate(RUNTIME))
-        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed)
+        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed, SDPA)
         drawn.append({name: weight for name, weight in actor.named_parameters() if "lora_A" in name})
     first, again, other = drawn
     assert {".value." in name for name in first} == {True, False}
