@@ -65,13 +65,21 @@ class Runtime(Strict):
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads per process; null = all")
 
 
+def split_among_processes(batch: int, runtime: Runtime) -> int:
+    """Returns how many of a batch's rows each process trains on.
+
+    Raises RecipeError if the batch does not divide by the processes.
+    """
+    if batch % runtime.processes:
+        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
+    return batch // runtime.processes
+
+
 def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:
     """Returns (rows per device, accumulation steps) for a batch size.
 
     Their product over all processes is the batch. Raises RecipeError if the batch cannot be split so.
     """
-    if batch % runtime.processes:
-        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
-    share = batch // runtime.processes
+    share = split_among_processes(batch, runtime)
     rows = max(size for size in range(1, min(runtime.micro_batch, share) + 1) if share % size == 0)
     return rows, share // rows
