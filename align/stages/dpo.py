@@ -14,6 +14,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.models import loading
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -42,9 +43,14 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     # With adapters the reference is the policy with the new adapter off.
     has_reference_model = loss.needs_reference and not settings.lora
     model = loading.load_model(source)
+    reference = loading.load_model(source) if has_reference_model else None
+    for one in (model, reference):
+        if one is not None:
+            set_attention(one, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = PreferenceTrainer(
         model=model,
-        ref_model=loading.load_model(source) if has_reference_model else None,
+        ref_model=reference,
+        runtime=context.runtime,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),

@@ -3,13 +3,16 @@
 Token ids are our own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
 from trl import RewardTrainer
 
 from qwen_align.align.context import Context
@@ -17,6 +20,7 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -24,12 +28,34 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
-from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.packed_forward import add_packed_scorer
 from qwen_align.align.training.row_order import draw_row_order
+from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 
 
-class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer with atomic checkpoints."""
+class Trainer(WholeSteps, RewardTrainer):  # type: ignore[misc]
+    """TRL's RewardTrainer on packed rows and whole optimiser steps."""
+
+    def __init__(self, *args: Any, model: PreTrainedModel, **kwargs: Any) -> None:
+        add_packed_scorer(model)
+        super().__init__(*args, model=model, **kwargs)
+
+    def count_tokens(self, row: Row) -> int:
+        """Returns how many tokens a pair has; those that its sides begin with in common are computed once."""
+        return len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+    def count_totals(self, batches: Sequence[Batch]) -> Tensor:
+        """Returns the number of pairs."""
+        return torch.tensor([sum(len(batch["input_ids"]) // 2 for batch in batches)])
+
+    def compute_part(self, model: Any, batch: Batch, totals: Tensor) -> Tensor:
+        """Returns the sum of the pairs' losses over the number of the step's pairs."""
+        n_pairs = len(batch["input_ids"]) // 2
+        return self.compute_loss(model, batch) * n_pairs / totals[0] * self.args.world_size  # type: ignore[no-any-return]
+
+    def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
+        """Returns the number of a micro-batch's pairs, over which TRL averages."""
+        return len(batch["input_ids"]) // 2, {}
 
 
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -47,8 +73,10 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     model = reward_scorer.build_scorer_model(source, renderer.pad_id)
+    set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
+        runtime=context.runtime,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs, with_margins=settings.margins).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
