@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from itertools import groupby
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from qwen_align.align.generation.batched_decoding import DecodingRow, DecodingSlots, count_cache_columns
 from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
 from qwen_align.align.models.length_limit import compute_length_limit
+from qwen_align.align.models.packed_attention import has_full_attention, supports_masks
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.settings.runtime import Runtime
 
@@ -121,17 +122,6 @@ def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens
             batch += group
         batches.append(batch)
     return batches
-
-
-def supports_masks(config: PreTrainedConfig) -> bool:
-    """Returns whether a model's attention implementation accepts a mask that hides padding."""
-    return config._attn_implementation in ("sdpa", "eager")
-
-
-def has_full_attention(config: PreTrainedConfig) -> bool:
-    """Returns whether every layer of a model uses full attention, which keeps the keys of all tokens."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]  # Llama's config has no such field
-    return set(kinds) == {"full_attention"}
 
 
 def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:

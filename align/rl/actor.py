@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from qwen_align.align.generation.local import has_full_attention, supports_masks
+from qwen_align.align.models.packed_attention import has_full_attention, supports_masks
 from qwen_align.align.rl.micro_batches import MicroBatch
 from qwen_align.align.training.trl_compat import score_tokens
 
