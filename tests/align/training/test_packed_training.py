@@ -1,0 +1,231 @@
+"""sft, dpo and reward_model on packed micro-batches against plain TRL, which pads the whole batch in one pass."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages import reward_model, sft
+from qwen_align.align.training import fit
+from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
+from qwen_align.align.training.preference_trainer import PreferenceTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+VOCABULARY, N_ROWS, PAD = 61, 6, 60
+WHOLE, SMALL = Runtime(device="cpu", micro_batch=64), Runtime(device="cpu", micro_batch=2, micro_batch_tokens=40)
+LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
+
+
+def make_model(*, is_tied: bool = True, seed: int = 0) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=128,
+            tie_word_embeddings=is_tied,
+            initializer_range=0.3,  # so that attention tells rows apart
+            pad_token_id=PAD,
+        )
+    )
+
+
+def make_scorer(seed: int = 0) -> PreTrainedModel:
+    causal = make_model(seed=seed)
+    causal.config.num_labels = 1
+    scorer = AutoModelForSequenceClassification.from_config(causal.config)
+    scorer.model = causal.model
+    return scorer
+
+
+def draw_ids(n: int, random: torch.Generator) -> list[int]:
+    return torch.randint(0, PAD, (n,), generator=random).tolist()
+
+
+def make_samples() -> datasets.Dataset:
+    """Rows of unlike lengths, some with two turns in the loss, one with nothing in it."""
+    random = torch.Generator().manual_seed(1)
+    rows = []
+    for n in (5, 31, 12, 7, 22, 9):
+        ids = draw_ids(n, random)
+        in_loss = [n == 12 and position < 6 or n != 9 and position > n // 2 for position in range(n)]
+        rows.append({"input_ids": ids, "labels": [token if kept else -100 for token, kept in zip(ids, in_loss)]})
+    return datasets.Dataset.from_list(rows)
+
+
+def make_pairs() -> datasets.Dataset:
+    """Pairs whose sides begin with the same tokens here and there, and in one of which one side begins the other."""
+    random = torch.Generator().manual_seed(2)
+    rows = []
+    for n_prompt, n_common, n_chosen, n_rejected in (
+        (9, 0, 4, 7),
+        (3, 2, 11, 1),
+        (17, 0, 1, 1),
+        (1, 0, 6, 3),
+        (6, 4, 3, 0),
+        (4, 1, 2, 9),
+    ):
+        common = draw_ids(n_common, random)
+        chosen, rejected = draw_ids(n_chosen, random), draw_ids(n_rejected, random)
+        row = {"prompt_ids": draw_ids(n_prompt, random), "chosen_ids": common + chosen}
+        rows.append(row | {"rejected_ids": common + rejected, "margin": 0.5})
+    return datasets.Dataset.from_list(rows)
+
+
+def join_prompts(pairs: datasets.Dataset) -> datasets.Dataset:
+    joined = [
+        {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")} | {"margin": row["margin"]}
+        for row in pairs
+    ]
+    return datasets.Dataset.from_list(joined)
+
+
+class PlainDpo(DPOTrainer):  # type: ignore[misc]
+    """TRL's trainer on token ids."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset
+
+
+class Step(NamedTuple):
+    loss: float
+    gradients: dict[str, Tensor]
+    metrics: dict[str, float]
+
+
+def collect(trainer: Any, loss: Tensor) -> Step:
+    gradients = {name: one.grad.clone() for name, one in trainer.model.named_parameters() if one.grad is not None}
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if name != "num_tokens"}
+    return Step(loss.item(), gradients, metrics)
+
+
+def run_packed(trainer: Any) -> Step:
+    trainer.optimizer = None
+    (rows,) = list(trainer.get_train_dataloader())
+    return collect(trainer, trainer.training_step(trainer.model, rows))
+
+
+def run_plain(trainer: Any, extra: Callable[[Any, Any], Tensor] | None = None) -> Step:
+    """All rows in one padded forward pass, as TRL alone computes it."""
+    trainer.model.train()
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    n_items = (batch["labels"][:, 1:] != -100).sum() if "labels" in batch else None
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=n_items)
+    loss.backward()
+    return collect(trainer, loss.detach())
+
+
+def build(
+    kind: str,
+    is_packed: bool,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    runtime: Runtime = WHOLE,
+    attention: str = "sdpa",
+    lora: dict[str, Any] | None = None,
+    is_tied: bool = True,
+    loss: str = "sigmoid",
+    sft_weight: float = 0.0,
+) -> Any:
+    """A trainer of ours or TRL's, of the same weights on the same rows."""
+    arguments = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": N_ROWS,
+        "max_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "max_length": None,
+        "gradient_checkpointing": False,
+    }
+    made: dict[str, Any] = {"processing_class": tokenizer}
+    model = make_scorer() if kind == "reward_model" else make_model(is_tied=is_tied)
+    if lora is not None:
+        made["peft_config"] = LoraConfig(task_type="SEQ_CLS" if kind == "reward_model" else "CAUSAL_LM", **lora)
+    if is_packed:
+        set_attention(model, attention, "cpu")  # type: ignore[arg-type]
+        made["runtime"] = runtime
+    else:
+        model.set_attn_implementation(attention)
+    if kind == "sft":
+        trainer_class: Any = sft.Trainer if is_packed else SFTTrainer
+        made |= {"args": SFTConfig(**arguments), "train_dataset": make_samples()}
+    elif kind == "reward_model":
+        trainer_class = reward_model.Trainer if is_packed else RewardTrainer
+        made |= {"args": RewardConfig(**arguments, center_rewards_coefficient=0.1)}
+        made |= {"train_dataset": join_prompts(make_pairs())}
+    else:
+        trainer_class = PreferenceTrainer if is_packed else PlainDpo
+        weighted = sft_weight and not is_packed
+        types = {"loss_type": [loss, "sft"], "loss_weights": [1.0, sft_weight]} if weighted else {"loss_type": [loss]}
+        smoothing = {"label_smoothing": 0.1} if loss == "robust" else {}
+        made |= {"args": DPOConfig(**arguments, **types, **smoothing), "train_dataset": make_pairs()}
+        made |= {"loss": PREFERENCE_LOSSES[loss], "sft_weight": sft_weight} if is_packed else {}
+        if lora is None:
+            reference = make_model(is_tied=is_tied, seed=3)
+            set_attention(reference, attention, "cpu") if is_packed else reference.set_attn_implementation(attention)  # type: ignore[arg-type]
+            made["ref_model"] = reference
+    trainer = trainer_class(model=model, **made)
+    torch.manual_seed(5)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:  # which start at 0, where policy and reference are the same
+            torch.nn.init.normal_(weight, std=0.3)
+    return trainer
+
+
+def require_equal(ours: Step, theirs: Step) -> None:
+    assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+    assert ours.gradients.keys() == theirs.gradients.keys()
+    for name, gradient in theirs.gradients.items():
+        assert torch.allclose(ours.gradients[name], gradient, rtol=1e-5, atol=1e-5), name
+    assert any(gradient.abs().max() > 1e-3 for gradient in theirs.gradients.values())
+    assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    found = fit.load_padding_tokenizer(tiny_model)
+    found.pad_token_id = PAD
+    return found
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("sft", {}),
+    ("sft", {"attention": "eager", "is_tied": False}),
+    ("sft", {"lora": LORA | {"modules_to_save": ["lm_head"]}, "is_tied": False}),
+    ("sft", {"lora": LORA}),
+    ("dpo", {}),
+    ("dpo", {"attention": "eager", "is_tied": False}),
+    ("dpo", {"lora": LORA, "loss": "ipo"}),
+    ("dpo", {"loss": "robust", "sft_weight": 0.7}),
+    ("dpo", {"loss": "hinge"}),
+    ("dpo", {"loss": "sigmoid_norm"}),
+    ("reward_model", {}),
+    ("reward_model", {"attention": "eager"}),
+    ("reward_model", {"lora": LORA | {"modules_to_save": ["score"]}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else str(value))
+def test_packed_micro_batches_equal_trls_padded_batch(
+    kind: str, settings: dict[str, Any], tmp_path: Path, tokenizer: Any
+) -> None:
+    theirs = run_plain(build(kind, False, tmp_path, tokenizer, **settings))
+    for runtime in (WHOLE, SMALL):
+        require_equal(run_packed(build(kind, True, tmp_path, tokenizer, runtime=runtime, **settings)), theirs)
