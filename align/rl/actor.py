@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from qwen_align.align.models.packed_attention import has_full_attention, supports_masks
 from qwen_align.align.rl.micro_batches import MicroBatch
-from qwen_align.align.training.trl_compat import score_tokens
+from qwen_align.align.training.token_scores import score_tokens
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
