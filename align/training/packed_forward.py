@@ -18,17 +18,17 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from qwen_align.align.models.packed_attention import PackedLayout, can_pack, pack_completions, pack_rows
+from qwen_align.align.training.token_scores import score_tokens
 
 
-NAMES = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
-
-
-def _score(hidden, head, tokens, outputs):
-    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
-    weight, bias = head.weight, head.bias
-    with maybe_gather_lm_head_ctx(weight, bias):
-        return ChunkedLogProbFunction.apply(hidden, weight, bias, tokens, 1.0, min(32768, weight.shape[0]), None, 1.0, outputs)
+# Settings of architectures by which the logits are more than a linear layer of the hidden states.
+LOGIT_SCALES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
 
 
 class PackedRows(NamedTuple):
@@ -94,23 +94,32 @@ def add_packed_head(model: PreTrainedModel, *, are_pairs: bool = False, **settin
     add_fused_lm_head(model, **settings)
     padded_forward = model.forward
     outputs = settings.get("outputs", ("log_probs",))
+    needs = {"needs_entropies": "entropy" in outputs, "needs_logits": "is_top1" in outputs}
+    knows_outputs = set(outputs) <= {"log_probs", "entropy", "mean_logits", "is_top1"}
+    scales_logits = any(getattr(model.config.get_text_config(), name, None) is not None for name in LOGIT_SCALES)
 
     @functools.wraps(type(model).forward)
     def forward(
         self: Any, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **rest: Any
     ) -> Any:
-        is_packed = rest.get("fused_lm_head") and can_pack(self.config) and not rest.get("output_router_logits")
-        if not is_packed:
+        is_asked = rest.get("fused_lm_head") and not rest.get("output_router_logits")
+        if not (is_asked and knows_outputs and not scales_logits and can_pack(self.config)):
             return padded_forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **rest)
         in_loss = labels[:, 1:] != -100
         needed = torch.nn.functional.pad(in_loss, (0, 1))
         states = read_states(self.base_model, input_ids, needed, are_pairs=are_pairs)
-        scores = _score(states, self.get_output_embeddings(), labels[:, 1:][in_loss], outputs)
-        spread = {
-            name: None if values is None else values.new_zeros(in_loss.shape).masked_scatter(in_loss, values)
-            for name, values in zip(NAMES, scores, strict=True)
-        }
-        return FusedCausalLMOutput(label_mask=in_loss, **spread)
+        scores = score_tokens(states, self.get_output_embeddings(), labels[:, 1:][in_loss], **needs)
+
+        def spread(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.new_zeros(in_loss.shape).masked_scatter(in_loss, values)
+
+        return FusedCausalLMOutput(
+            log_probs=spread(scores.logps),
+            entropy=spread(scores.entropies),
+            mean_logits=spread(scores.mean_logits),
+            is_top1=spread(scores.is_top1),
+            label_mask=in_loss,
+        )
 
     model.forward = types.MethodType(forward, model)
 

@@ -3,13 +3,14 @@
 The first trains the embedded model on rendered traces: whole optimiser steps of TRL's SFTTrainer as it comes (padded
 batches of 8 rows, no checkpointing, fp32) and of our stage's trainer, with logging and progress in both.
 
-The second is a random Qwen3 of 48 million parameters, forward and backward, the head on the same tokens on all sides:
-rows padded to the longest of 8 in random order, the same rows sorted by length first, and packed. Attention is per row
+The second is a random Qwen3 of 6 million parameters, or of 48 million with `--large`, forward and backward, the head on
+the same tokens on all sides: rows padded to the longest of 8 in random order, the same rows sorted by length first, and
+packed. Attention is per row
 or padded per micro-batch; no mask is ever the square of all tokens. The ideal is padded positions over real tokens.
 
 Sides take turns in one process, so that a busy machine slows all of them.
 
-    python tests/bench/sft_step.py [--rounds 3] [--threads 1]
+    python tests/bench/sft_step.py [--rounds 3] [--threads 1] [--large]
 """
 
 import argparse
@@ -26,11 +27,13 @@ from typing import Any
 import torch
 from rollout import make_model
 from torch import Tensor
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training.micro_batches import plan_micro_batches
 from qwen_align.align.training.packed_forward import add_packed_head
+from qwen_align.align.training.token_scores import score_tokens
 
 BASE = Path(__file__).parents[2] / "recipes" / "tiny_base"
 BATCH, STEPS, WARMUP = 8, 40, 5
@@ -42,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--large", action="store_true", help="48 million parameters: minutes a round")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
@@ -50,9 +54,10 @@ def main() -> None:
     said = ", ".join(f"{name} {n_tokens / statistics.median(found):,.0f}" for name, found in seconds.items())
     print(f"embedded model, tokens a CPU second: {said}; {describe_ratios(seconds, 'TRL', 'ours')}")
 
-    sides, padded_share, sorted_share = prepare_packing()
+    sides, padded_share, sorted_share = prepare_packing(make_model("50m") if options.large else make_small_model())
     seconds = take_turns(sides, options.rounds)
-    print(f"48 million parameters: padded positions over tokens {padded_share:.2f}, sorted {sorted_share:.2f}")
+    n_millions = 48 if options.large else 6
+    print(f"{n_millions} million parameters: padded positions over tokens {padded_share:.2f}, sorted {sorted_share:.2f}")
     print(f"  packed against random order: {describe_ratios(seconds, 'random order', 'packed', padded_share)}")
     print(f"  packed against sorted: {describe_ratios(seconds, 'sorted', 'packed')}")
 
@@ -159,15 +164,31 @@ def prepare_sft() -> tuple[dict[str, Callable[[], float]], int]:
     return {"TRL": lambda: measure(build_theirs), "ours": lambda: measure(build_ours)}, counted
 
 
-# --- 48 million parameters, forward and backward
+# --- a random model, forward and backward
 
 
-def prepare_packing() -> tuple[dict[str, Callable[[], float]], float, float]:
+def make_small_model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=8192,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=32,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def prepare_packing(model: PreTrainedModel) -> tuple[dict[str, Callable[[], float]], float, float]:
     """The three sides, and padded positions over tokens in random order and sorted."""
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(*LENGTHS, (ROWS,), generator=draw).tolist()
     rows = [torch.randint(1000, (n,), generator=draw) for n in lengths]
-    model = make_model("50m").train()
+    model.train()
     set_attention(model, RUNTIME.attention, "cpu")
     add_packed_head(model)
     packed = model.forward
@@ -181,11 +202,9 @@ def prepare_packing() -> tuple[dict[str, Callable[[], float]], float, float]:
 
     def read_padded(ids: Tensor, mask: Tensor) -> Tensor:
         """As our packed forward pass but for the packing: the head is computed at the same places."""
-        from qwen_align.align.training.trl_compat import score_tokens
-
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         needed = mask[:, 1:].bool()
-        return score_tokens(hidden[:, :-1][needed], head, ids[:, 1:][needed], 1.0).logps.sum()
+        return score_tokens(hidden[:, :-1][needed], head, ids[:, 1:][needed], needs_entropies=False).logps.sum()
 
     def read_packed(ids: Tensor, mask: Tensor) -> Tensor:
         labels = ids.masked_fill(mask == 0, -100)
