@@ -58,7 +58,6 @@ class Runtime(Strict):
     activation_offloading: bool = Field(
         default=False, description="keep what the backward pass needs in host memory: less memory, more time"
     )
-    dataloader_workers: int = Field(default=0, ge=0, le=64, description="processes that prepare batches, per device")
     deepspeed: OutsideFile | None = Field(
         default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
     )

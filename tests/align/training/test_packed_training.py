@@ -1,6 +1,5 @@
 """sft, dpo and reward_model on packed micro-batches against plain TRL, which pads the whole batch in one pass."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,20 +8,23 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import reward_model, sft
-from qwen_align.align.training import fit
+from qwen_align.align.training import fit, token_scores
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 from qwen_align.align.training.preference_trainer import PreferenceTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-VOCABULARY, N_ROWS, PAD = 61, 6, 60
-WHOLE, SMALL = Runtime(device="cpu", micro_batch=64), Runtime(device="cpu", micro_batch=2, micro_batch_tokens=40)
+VOCABULARY, N_ROWS, PAD = 509, 6, 60
+WHOLE = Runtime(device="cpu", micro_batch=64)
+SMALL = Runtime(device="cpu", micro_batch=2, micro_batch_tokens=40)
+ALONE = Runtime(device="cpu", micro_batch=1)  # a row without a token in the loss among them
 LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
 
 
@@ -120,7 +122,7 @@ def run_packed(trainer: Any) -> Step:
     return collect(trainer, trainer.training_step(trainer.model, rows))
 
 
-def run_plain(trainer: Any, extra: Callable[[Any, Any], Tensor] | None = None) -> Step:
+def run_plain(trainer: Any) -> Step:
     """All rows in one padded forward pass, as TRL alone computes it."""
     trainer.model.train()
     batch = trainer.data_collator(list(trainer.train_dataset))
@@ -221,14 +223,68 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "settings"), CASES, ids=lambda value: value if isinstance(value, str) else str(value))
+@pytest.mark.parametrize(("kind", "settings"), CASES, ids=str)
 def test_packed_micro_batches_equal_trls_padded_batch(
     kind: str, settings: dict[str, Any], tmp_path: Path, tokenizer: Any
 ) -> None:
     theirs = run_plain(build(kind, False, tmp_path, tokenizer, **settings))
     trainer = build(kind, True, tmp_path, tokenizer, **settings)
-    for runtime in (WHOLE, SMALL):
+    for runtime in (WHOLE, SMALL, ALONE):
         trainer.runtime = runtime
         trainer.model.zero_grad()
         require_equal(run_packed(trainer), theirs)
         trainer._metrics["train"].clear()
+
+
+def count_common(one: list[int], other: list[int]) -> int:
+    """How many tokens both begin with, when each keeps one of its own."""
+    n = 0
+    while n < min(len(one), len(other)) - 1 and one[n] == other[n]:
+        n += 1
+    return n
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "reward_model"])
+def test_no_padding_is_computed_nor_a_common_beginning_twice(kind: str, tmp_path: Path, tokenizer: Any) -> None:
+    """What comes behind the last token from which one in the loss is predicted is not computed either."""
+    trainer = build(kind, True, tmp_path, tokenizer)
+    seen: list[int] = []
+    trainer.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    run_packed(trainer)
+    if kind == "sft":
+        last = [max((n for n, token in enumerate(row["labels"]) if token != -100), default=1) for row in make_samples()]
+        assert seen == [sum(last)]
+        return
+    sides = [(row["chosen_ids"], row["rejected_ids"]) for row in join_prompts(make_pairs())]
+    if kind == "dpo":
+        sides = [(chosen[:-1], rejected[:-1]) for chosen, rejected in sides]
+    n_common = [count_common(chosen, rejected) for chosen, rejected in sides]
+    assert sum(n_common) > 20
+    assert seen == [sum(len(chosen) + len(rejected) for chosen, rejected in sides) - sum(n_common)]
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many elements the largest tensor has that is made."""
+
+    n_elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for one in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(one, Tensor):
+                self.n_elements = max(self.n_elements, one.numel())
+        return made
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_logits_of_a_micro_batch_are_never_in_memory(
+    kind: str, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a tile of them is, of five tokens here, and with a frozen head as with one that is trained."""
+    monkeypatch.setattr(token_scores, "TILE", 5 * VOCABULARY)
+    n_logits = {"sft": 44, "dpo": 54}[kind] * VOCABULARY
+    for lora in (None, LORA):
+        trainer = build(kind, True, tmp_path, tokenizer, lora=lora)
+        with LargestTensor() as largest:
+            run_packed(trainer)
+        assert 5 * VOCABULARY <= largest.n_elements < n_logits / 2
