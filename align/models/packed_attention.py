@@ -151,6 +151,26 @@ def can_pack(config: PreTrainedConfig) -> bool:
     return config._attn_implementation in NAMES and has_full_attention(config)
 
 
+# --- reading
+
+
+def read_rows(backbone: Any, input_ids: Tensor, layout: PackedLayout) -> Tensor:
+    """Computes the hidden states of N tokens of rows one behind another, by a model without its head; (N, H).
+
+    A model that cannot pack reads the rows padded on the right, where causal attention needs no mask. Raises ValueError
+    where such a one is given rows that continue others.
+    """
+    if can_pack(backbone.config):
+        packed: Tensor = backbone(**layout.build_model_inputs(input_ids)).last_hidden_state[0]
+        return packed
+    if any(prompt is not None for prompt in layout.prompts):
+        raise ValueError("rows that continue a shared prompt, and a model that cannot read packed rows")
+    rows = torch.split(input_ids, list(layout.lengths))
+    padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    hidden: Tensor = backbone(input_ids=padded, use_cache=False).last_hidden_state
+    return torch.cat([hidden[number, :n] for number, n in enumerate(layout.lengths)])
+
+
 # --- what transformers calls
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.base import count_cores
 
@@ -27,9 +28,20 @@ def check_machine(stage: Stage) -> None:
         _check_gpus(stage)
     if runtime.deepspeed and kind.needs_torch and not kind.is_single_process and not _is_installed("deepspeed"):
         raise RecipeError("runtime.deepspeed: deepspeed is not installed: pip install 'qwen-align[deepspeed]'")
+    if kind.needs_torch and runtime.attention == "flash_attention_2":
+        _check_flash_attention(runtime)
     if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
         raise RecipeError(VLLM_NOT_INSTALLED)
     settings.check_runtime(runtime)
+
+
+def _check_flash_attention(runtime: Runtime) -> None:
+    """Raises RecipeError where `flash_attention_2` cannot run: on a CPU, or without its package."""
+    said = "runtime.attention: flash_attention_2: "
+    if runtime.device == "cpu":
+        raise RecipeError(f"{said}it runs on GPUs alone, and runtime.device is cpu; take auto")
+    if not _is_installed("flash_attn"):
+        raise RecipeError(f"{said}flash_attn is not installed: pip install flash-attn, or take auto, which uses torch's")
 
 
 def check_home(home: Path) -> None:

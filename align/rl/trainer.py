@@ -30,7 +30,13 @@ from qwen_align.align.rl.collect import RolloutBatch, build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
 from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
-from qwen_align.align.rl.micro_batches import CPU_TOKENS, MicroBatch, add_idle_batches, pack_micro_batches
+from qwen_align.align.rl.micro_batches import (
+    MicroBatch,
+    PassLimits,
+    add_idle_batches,
+    get_pass_limits,
+    pack_micro_batches,
+)
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
 from qwen_align.align.rl.optimizer import build_schedule, group_parameters
 from qwen_align.align.rl.ptx import RawTexts
@@ -327,8 +333,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         if self.texts is None or self._is_critic_warmup:
             return []
         numbers = self.texts.choose_texts(self.state.global_step)
-        n_tokens, max_rows, world = self.texts.count_loss_tokens(numbers), self.context.runtime.micro_batch, self._world
-        batches = [list(self.texts.pack_micro_batches(numbers[r::world], max_rows=max_rows)) for r in range(world)]
+        n_tokens, world = self.texts.count_loss_tokens(numbers), self._world
+        batches = [list(self.texts.pack_micro_batches(numbers[r::world], self._pass_limits)) for r in range(world)]
         mine, idle = add_idle_batches(batches, self._rank)
         passes: list[Callable[[Any], Tensor]]
         passes = [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens) for batch in mine]
@@ -337,7 +343,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     def _compute_text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
         """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient."""
         assert self.texts is not None
-        loss = share * self.texts.compute_loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
+        scores = model(batch.to(self.args.device), entropies=False, temperature=1.0)
+        loss = share * self.texts.compute_loss(scores, n_tokens)
         self._add_sums({"ptx/loss": loss.detach()})
         assert self.algorithm.ptx is not None
         return self.algorithm.ptx.coefficient * loss
@@ -476,10 +483,13 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             rollouts,
             rows,
             (self._rank, self._world),
-            max_rows=self.context.runtime.micro_batch,
-            max_tokens=CPU_TOKENS if self.args.device.type == "cpu" else None,
             share_prompts=self.model.can_share_prompts,
+            **self._pass_limits._asdict(),
         )
+
+    @property
+    def _pass_limits(self) -> PassLimits:
+        return get_pass_limits(self.context.runtime, self.args.device.type)
 
     def _sync_gradients_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
         """Returns a context manager in which devices exchange gradients only in the last forward pass."""

@@ -17,6 +17,7 @@ from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.packed_attention import choose_attention
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_rows
@@ -57,7 +58,8 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     scorer = algorithm.critic.from_scorer if algorithm.critic else None
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
-    actor = _build_actor(algorithm, source, inputs, context.seed)
+    attention = choose_attention(context.runtime.attention, loading.choose_device(context.runtime).type)
+    actor = _build_actor(algorithm, source, inputs, context.seed, attention)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
@@ -66,7 +68,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         algorithm,
         _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),
         context,
-        reference=_load_reference(algorithm, source),
+        reference=_load_reference(algorithm, source, attention),
         texts=texts,
         callbacks=[ProgressCallback(context)],
     )
@@ -90,7 +92,7 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], seed: int) -> Actor:
+def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], seed: int, attention: str) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
     set_seed(seed)  # Trainer does so too late: new adapters are random
     spec, settings = algorithm.settings, algorithm.critic
@@ -117,10 +119,10 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         if head is not None:
             critic.head.weight.data.copy_(head)
     temperature = spec.sampling.resolve_for_policy().temperature
-    return Actor(policy, temperature, critic)
+    return Actor(policy, temperature, critic, attention=attention)
 
 
-def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
+def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor | None:
     """Loads the reference policy as a separate model.
 
     Returns None without a KL penalty, or if it is the policy without its adapters.
@@ -128,7 +130,8 @@ def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load_model(source), spec.sampling.resolve_for_policy().temperature)
+    temperature = spec.sampling.resolve_for_policy().temperature
+    return Actor(loading.load_model(source), temperature, attention=attention)
 
 
 def _build_rollout_source(

@@ -97,6 +97,11 @@ def test_gpus_that_are_not_there_are_refused(
             "runtime.gradient_checkpointing: with critic: separate",
         ),
         ({**RL, "runtime": {"deepspeed": "ds.json"}}, "stage 'rl': runtime.deepspeed: deepspeed is not installed"),
+        ({**RL, "runtime": {"attention": "flash_attention_2"}}, "flash_attention_2: flash_attn is not installed"),
+        (
+            {**RL, "runtime": {"attention": "flash_attention_2", "device": "cpu"}},
+            "stage 'rl': runtime.attention: flash_attention_2: it runs on GPUs alone",
+        ),
     ],
 )
 def test_what_cannot_start_here_is_refused(
