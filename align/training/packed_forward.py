@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from qwen_align.align.models.packed_attention import PackedLayout, can_pack, pack_completions, pack_rows
+from qwen_align.align.models.packed_attention import PackedLayout, can_pack, pack_completions, pack_rows, read_rows
 from qwen_align.align.training.token_scores import score_tokens
-
 
 # Settings of architectures by which the logits are more than a linear layer of the hidden states.
 LOGIT_SCALES = (
@@ -66,6 +65,11 @@ def pack_padded_rows(n_read: Sequence[int], n_common: Sequence[int], n_columns: 
     return PackedRows(layout, torch.cat(parts), places)
 
 
+def applies_head_alone(config: PreTrainedConfig) -> bool:
+    """Returns whether the logits of a model are its head's output, neither scaled nor capped."""
+    return all(getattr(config.get_text_config(), name, None) is None for name in LOGIT_SCALES)
+
+
 def read_states(backbone: Any, input_ids: Tensor, needed: Tensor, *, are_pairs: bool) -> Tensor:
     """Computes the hidden states of rows (B, T) at the `needed` tokens, a mask of the same shape; (M, H), row by row.
 
@@ -81,8 +85,7 @@ def read_states(backbone: Any, input_ids: Tensor, needed: Tensor, *, are_pairs: 
     lengths = torch.cat([n_read, n_common]).tolist()
     packed = pack_padded_rows(lengths[: len(n_read)], lengths[len(n_read) :], input_ids.shape[1])
     ids = input_ids.flatten()[packed.source.to(input_ids.device)]
-    hidden: Tensor = backbone(**packed.layout.build_model_inputs(ids)).last_hidden_state[0]
-    return hidden[packed.places.to(needed.device)[needed]]
+    return read_rows(backbone, ids, packed.layout)[packed.places.to(needed.device)[needed]]
 
 
 def add_packed_head(model: PreTrainedModel, *, are_pairs: bool = False, **settings: Any) -> None:
@@ -96,14 +99,14 @@ def add_packed_head(model: PreTrainedModel, *, are_pairs: bool = False, **settin
     outputs = settings.get("outputs", ("log_probs",))
     needs = {"needs_entropies": "entropy" in outputs, "needs_logits": "is_top1" in outputs}
     knows_outputs = set(outputs) <= {"log_probs", "entropy", "mean_logits", "is_top1"}
-    scales_logits = any(getattr(model.config.get_text_config(), name, None) is not None for name in LOGIT_SCALES)
+    is_plain = knows_outputs and applies_head_alone(model.config)
 
     @functools.wraps(type(model).forward)
     def forward(
         self: Any, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **rest: Any
     ) -> Any:
         is_asked = rest.get("fused_lm_head") and not rest.get("output_router_logits")
-        if not (is_asked and knows_outputs and not scales_logits and can_pack(self.config)):
+        if not (is_asked and is_plain and can_pack(self.config)):
             return padded_forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **rest)
         in_loss = labels[:, 1:] != -100
         needed = torch.nn.functional.pad(in_loss, (0, 1))
@@ -141,7 +144,7 @@ def add_packed_scorer(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def replace_fused_head(trl_module: types.ModuleType, *, are_pairs: bool) -> Iterator[None]:
+def replace_fused_head(trl_module: Any, *, are_pairs: bool) -> Iterator[None]:
     """Has the trainer of a TRL module, while it is built, add our head to its models in the place of TRL's."""
     ours: Callable[..., None] = functools.partial(add_packed_head, are_pairs=are_pairs)
     theirs = trl_module.add_fused_lm_head

@@ -69,7 +69,7 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         if self.sft_weight:
             assert recorded.output is not None
             part = part - self.sft_weight * recorded.output.log_probs.chunk(2)[0].sum() / totals[1]
-        return part * self.args.world_size
+        return part * int(self.args.world_size)
 
     def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
         """Returns the number of a micro-batch's pairs, and of tokens for what TRL averages over tokens."""

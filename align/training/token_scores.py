@@ -180,7 +180,7 @@ class _TiledScores(torch.autograd.Function):
         for part in head.iterate_tiles():
             tile = head.compute_tile(part, tokens, needs_entropies=needs_entropies, needs_logits=needs_logits)
             for values, of_tile in zip((logps, entropies, mean_logits, is_top1), tile[1:], strict=True):
-                if values is not None:
+                if values is not None and of_tile is not None:
                     values[part] = of_tile
             if is_kept:
                 kept = tile.log_probs

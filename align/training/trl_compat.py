@@ -48,7 +48,7 @@ def gather_head(weight: Tensor, bias: Tensor | None) -> AbstractContextManager[A
 
 def score_tokens_in_kernel(
     hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float, outputs: tuple[str, ...]
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Computes scores of each of N tokens from hidden states (N, H) by TRL's Triton kernel.
 
     They are the log-prob and what of "entropy", "mean_logits" and "is_top1" is in `outputs`, in this order.

@@ -15,10 +15,12 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qwen_align.align.models.packed_attention import can_pack
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
-from qwen_align.align.training.micro_batches import plan_micro_batches
+from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
+from qwen_align.align.training.packed_forward import applies_head_alone
 
 Row = dict[str, Any]
 Batch = dict[str, Any]  # what a TRL trainer's collator makes of rows
@@ -53,6 +55,8 @@ class WholeSteps(AtomicCheckpoints):
     data_collator: Any
     train_dataset: Any
     maybe_activation_offload_context: AbstractContextManager[Any]
+    compute_loss_context_manager: Callable[[], AbstractContextManager[Any]]
+    _prepare_inputs: Callable[[Batch], Batch]
     _metrics: Any
 
     def __init__(self, *args: Any, runtime: Runtime, **kwargs: Any) -> None:
@@ -81,6 +85,13 @@ class WholeSteps(AtomicCheckpoints):
         """Returns a micro-batch's weight in the means of the metrics, and the weight in those that have another."""
         raise NotImplementedError
 
+    @property
+    def reads_packed(self) -> bool:
+        """Returns whether the model reads rows packed; else TRL's own forward pass pads them."""
+        config = self.model.config
+        needs_experts_loss = getattr(self, "aux_loss_enabled", False)  # of RewardTrainer there is none
+        return can_pack(config) and applies_head_alone(config) and not needs_experts_loss
+
     # --- what transformers calls
 
     def get_train_dataloader(self) -> "DataLoader[list[Row]]":
@@ -96,9 +107,11 @@ class WholeSteps(AtomicCheckpoints):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
         """Computes the gradients of an optimiser step and returns its loss, a process's part times their number."""
         model.train()
-        on_cpu = self.args.device.type == "cpu"
-        plan = plan_micro_batches([self.count_tokens(row) for row in inputs], self.runtime, is_on_cpu=on_cpu)
+        limits = get_pass_limits(self.runtime, self.args.device.type)
+        lengths = [self.count_tokens(row) for row in inputs]
+        plan = plan_micro_batches(lengths, limits, is_padded=not self.reads_packed)
         batches = [self.data_collator([inputs[number] for number in numbers]) for numbers in plan]
+        self.current_gradient_accumulation_steps = len(batches)  # by which TRL divides a loss of experts' load
         totals = self.count_totals(batches).to(self.args.device)
         sum_over_processes(totals)
         n_idle = self._count_idle_passes(len(batches))

@@ -254,9 +254,10 @@ class World:
 
     def passes(self, runtime: Settings) -> Any:
         """Which rows of fixed lengths go into which forward pass."""
-        from qwen_align.align.training.micro_batches import plan_micro_batches
+        from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
 
-        return plan_micro_batches([30, 7, 12, 25], Runtime.model_validate({**CPU, **runtime}), is_on_cpu=True)
+        limits = get_pass_limits(Runtime.model_validate({**CPU, **runtime}), "cpu")
+        return plan_micro_batches([30, 7, 12, 25], limits, is_padded=False)
 
     def attention(self, runtime: Settings) -> Any:
         """The attention implementation of a model that is trained."""

@@ -31,7 +31,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.training.micro_batches import plan_micro_batches
+from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
 from qwen_align.align.training.packed_forward import add_packed_head
 from qwen_align.align.training.token_scores import score_tokens
 
@@ -57,7 +57,9 @@ def main() -> None:
     sides, padded_share, sorted_share = prepare_packing(make_model("50m") if options.large else make_small_model())
     seconds = take_turns(sides, options.rounds)
     n_millions = 48 if options.large else 6
-    print(f"{n_millions} million parameters: padded positions over tokens {padded_share:.2f}, sorted {sorted_share:.2f}")
+    print(
+        f"{n_millions} million parameters: padded positions over tokens {padded_share:.2f}, sorted {sorted_share:.2f}"
+    )
     print(f"  packed against random order: {describe_ratios(seconds, 'random order', 'packed', padded_share)}")
     print(f"  packed against sorted: {describe_ratios(seconds, 'sorted', 'packed')}")
 
@@ -196,7 +198,7 @@ def prepare_packing(model: PreTrainedModel) -> tuple[dict[str, Callable[[], floa
     passes = {
         "random order": cut(range(ROWS)),
         "sorted": cut(ordered),
-        "packed": plan_micro_batches(lengths, RUNTIME, is_on_cpu=True),
+        "packed": plan_micro_batches(lengths, get_pass_limits(RUNTIME, "cpu"), is_padded=False),
     }
     head: Any = model.get_output_embeddings()
 
