@@ -23,7 +23,11 @@ class Runtime(Strict):
     )
     processes: int = Field(default=1, ge=1, le=1024, description="processes on this machine; on GPUs one per device")
     micro_batch: int = Field(
-        default=8, ge=1, le=65_536, description="largest number of rows (or pairs) per device in one forward pass"
+        default=8,
+        ge=1,
+        le=65_536,
+        description="rows (or pairs) per device in one forward pass: of the longest; of shorter ones as many as have "
+        "about as many tokens. On a CPU fewer where they do not fit its caches",
     )
     micro_batch_tokens: int | None = Field(
         default=None,

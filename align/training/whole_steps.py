@@ -11,7 +11,6 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -50,6 +49,7 @@ class WholeSteps(AtomicCheckpoints):
     """
 
     accelerator: Any
+    is_deepspeed_enabled: bool
     model: Any
     optimizer: Any
     data_collator: Any
@@ -138,14 +138,14 @@ class WholeSteps(AtomicCheckpoints):
 
         Under DeepSpeed processes may wait for each other in every pass; else only in the last one.
         """
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        if not self.is_deepspeed_enabled:
             return 0
         return max(gather_objects(n_passes)) - n_passes
 
     def _sync_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
         """Returns a context manager in which processes exchange gradients only in the last pass."""
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        if is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if is_last or self.is_deepspeed_enabled:
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 
