@@ -31,7 +31,8 @@ SDPA, EAGER, FLASH = "packed_sdpa", "packed_eager", "packed_fa2"  # names with "
 NAMES = (SDPA, EAGER, FLASH)
 
 # Rows of different lengths are padded to one attention call while that computes at most this many times the scores of
-# the rows alone: one call of 64 short rows takes a third less time than 64 calls, and a quarter more scores undo that.
+# the rows alone. An update of the embedded model on 256 completions of 16 to 96 tokens then takes a tenth less CPU time
+# than with rows of equal length alone in a call; with twice the scores it takes as long as without.
 MAX_PADDING = 1.25
 MAX_MASK = 1 << 24  # scores of several rows that have a mask: it takes at most 8 MiB
 

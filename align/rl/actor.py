@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.packed_attention import SDPA, can_pack, read_rows
 from qwen_align.align.rl.micro_batches import MicroBatch
 from qwen_align.align.training.token_scores import score_tokens
@@ -41,7 +42,7 @@ class Critic(nn.Module):
     def __init__(self, hidden_size: int, trunk: nn.Module | None = None, *, detached: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Linear(hidden_size, 1)
+        self.head = Fp32Linear(hidden_size, 1)
         self.detached = detached
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -49,7 +50,7 @@ class Critic(nn.Module):
     def predict_values(self, hidden: Tensor) -> Tensor:
         """Predicts the return that follows each token from its hidden state; (M, H) -> (M,)."""
         states = hidden.detach() if self.detached else hidden
-        values: Tensor = self.head(states.to(self.head.weight.dtype))
+        values: Tensor = self.head(states)
         return values[:, 0]
 
 

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.assign_advantages import compute_mean_kl, estimate_reference_kl
@@ -32,7 +33,7 @@ from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
 from qwen_align.align.rl.micro_batches import MicroBatch, add_idle_batches, pack_micro_batches
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
-from qwen_align.align.rl.optimizer import build_schedule, group_parameters
+from qwen_align.align.rl.optimizer import build_schedule, group_parameters, keep_embeddings_in_32_bits
 from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollout_batches import RolloutSource
 from qwen_align.align.rl.rollouts import Rollouts
@@ -159,6 +160,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             groups = group_parameters(self.model, decayed, self.args, critic.learning_rate if critic else None)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **settings)
+            keep_embeddings_in_32_bits(self.model, settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -383,7 +385,14 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
 
     # --- checkpoints, and what the stage hands on
 
-    def save_policy(self, folder: str) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the policy for the next stage; transformers itself calls this for checkpoints."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+        else:
+            self._save_policy(output_dir or str(self.args.output_dir))
+
+    def _save_policy(self, folder: str) -> None:
         """Saves the policy alone, as a model folder or an adapter folder in Hugging Face form."""
         policy, only_policy = self.model.policy, dict[str, Any]()
         if isinstance(policy, PeftModel):
@@ -393,6 +402,10 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             only_policy["state_dict"] = {
                 name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
             }
+        elif self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
+            only_policy["state_dict"] = policy.state_dict()
+        if "state_dict" in only_policy and self.handed_on_dtype is not None:
+            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
         if self.args.should_save:
             policy.save_pretrained(folder, **only_policy)
 

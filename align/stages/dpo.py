@@ -11,10 +11,11 @@ from typing import Any
 import datasets
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -31,6 +32,7 @@ from qwen_align.align.training.row_order import draw_row_order
 def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Trains the model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_pairs(loading.load_renderer(source), require_row_type(Pair, rows), max_tokens=settings.max_tokens)
     if not rendered.pairs:
@@ -40,16 +42,10 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     loss = PREFERENCE_LOSSES[settings.loss]
-    # With adapters the reference is the policy with the new adapter off.
-    has_reference_model = loss.needs_reference and not settings.lora
-    model = loading.load_model(source)
-    reference = loading.load_model(source) if has_reference_model else None
-    for one in (model, reference):
-        if one is not None:
-            set_attention(one, context.runtime.attention, loading.choose_device(context.runtime).type)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
+    set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = PreferenceTrainer(
         model=model,
-        ref_model=reference,
         runtime=context.runtime,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs).select(row_order),
@@ -62,8 +58,11 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
         loss=loss,
         sft_weight=settings.sft_weight,
     )
-    fit.train_and_save(trainer, source, out, context)
-    return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    prepare_adapters(trainer.model)
+    fit.train_and_save(trainer, settings, source, out, context)
+    summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_dataset(pairs: list[PairIds]) -> datasets.Dataset:

@@ -10,17 +10,17 @@ from typing import Any
 
 import datasets
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import RewardTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -61,6 +61,7 @@ class Trainer(WholeSteps, RewardTrainer):  # type: ignore[misc]
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Trains a reward model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     renderer = loading.load_renderer(source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_pairs(
@@ -72,7 +73,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     steps = count_optimizer_steps(len(rendered.pairs), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
-    model = reward_scorer.build_scorer_model(source, renderer.pad_id)
+    causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
+    model = quantized_base.build_scorer_model(causal, renderer.pad_id)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
@@ -83,10 +85,11 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=n_tokens / steps)],
     )
-    fit.run_trainer(trainer, out, context)
-    is_adapter = isinstance(trainer.model, PeftModel)
-    fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)
-    return {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    prepare_adapters(trainer.model)
+    fit.train_and_save(trainer, settings, source, out, context)
+    summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_dataset(pairs: list[PairIds], *, with_margins: bool) -> datasets.Dataset:

@@ -12,10 +12,11 @@ from trl import SFTTrainer
 from trl.trainer import sft_trainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import render_rows
 from qwen_align.align.rows import read_rows
@@ -56,6 +57,7 @@ class Trainer(WholeSteps, SFTTrainer):  # type: ignore[misc]
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fine-tunes the model on the rows' completions, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     rendered = render_rows(loading.load_renderer(source), rows, max_tokens=settings.max_tokens)
     if not rendered.samples:
@@ -63,7 +65,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
@@ -76,13 +78,15 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
             ProgressCallback(context, tokens_per_step=sum(len(rendered.samples[i].ids) for i in row_order) / steps)
         ],
     )
-    fit.train_and_save(trainer, source, out, context)
+    prepare_adapters(trainer.model)
+    fit.train_and_save(trainer, settings, source, out, context)
     return {
         "samples": len(rendered.samples),
         "dropped": rendered.dropped,
         "modes": rendered.modes,
         "steps": steps,
         "supervised_tokens": sum(sum(sample.mask) for sample in rendered.samples),
+        **measure_quantization(trainer.model, out, rendered.samples[0].ids, context),
     }
 
 

@@ -1,8 +1,9 @@
 """Log-probs of tokens from hidden states, of which only a tile of logits is ever in memory.
 
 On a GPU TRL's kernel folds the tiles. On a CPU they are computed here, a few hundred tokens by the whole vocabulary at
-a time in buffers that are used again, which takes a quarter to a half of the time of TRL's code for CPUs: its tiles
-are of parts of the vocabulary and new for every operation, and each is computed twice.
+a time in buffers that are used again. CPU milliseconds a token, 151,936 words, hidden size 256, forward and backward:
+5.0 against 9.1 by TRL's code for CPUs, 2.5 against 8.3 where the head is not trained (512 tokens, AMD EPYC, one thread,
+2026-11-29, other work beside it).
 """
 
 from collections.abc import Iterator

@@ -54,7 +54,6 @@ class WholeSteps(AtomicCheckpoints):
     optimizer: Any
     data_collator: Any
     train_dataset: Any
-    maybe_activation_offload_context: AbstractContextManager[Any]
     compute_loss_context_manager: Callable[[], AbstractContextManager[Any]]
     _prepare_inputs: Callable[[Batch], Batch]
     _metrics: Any
@@ -118,7 +117,7 @@ class WholeSteps(AtomicCheckpoints):
         loss = torch.zeros((), device=self.args.device)
         for number, batch in enumerate([*batches, *batches[:1] * n_idle], start=1):
             is_idle = number > len(batches)
-            with self.maybe_activation_offload_context, self._sync_if_last(model, number == len(batches) + n_idle):
+            with self._sync_if_last(model, number == len(batches) + n_idle):
                 with self.compute_loss_context_manager(), _without_gathering(self.accelerator):
                     part = self.compute_part(model, self._prepare_inputs(batch), totals) * (not is_idle)
                 self.accelerator.backward(part)

@@ -12,6 +12,7 @@ from trl.trainer import dpo_trainer, reward_trainer, sft_trainer
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.reference_logps import COLUMNS
 from qwen_align.align.training.whole_steps import WholeSteps
 
 
@@ -51,7 +52,7 @@ def test_dpo_computes_its_loss_in_the_method_we_extend_and_from_the_outputs_we_r
 
 
 def test_dpo_loads_no_reference_where_its_log_probabilities_come_with_the_rows() -> None:
-    """A loss without a reference says so, and leaves the rows as they are."""
+    """Nor with adapters: a loss without a reference, and one whose log-probs were computed before training."""
     assert parameters(DPOTrainer._precompute_ref_logps) == ["self", "dataset", "name", "batch_size"]
     assert "or (args.precompute_ref_log_probs and not self.is_fsdp_enabled)" in inspect.getsource(DPOTrainer.__init__)
 
@@ -126,7 +127,6 @@ def test_metrics_are_lists_of_what_passes_gave(trainer: type) -> None:
     assert "sum(val) / len(val) for key, val in self._metrics[mode].items()" in source
     gathering = set(re.findall(r"accelerator\.(gather\w*|reduce\w*|pad_across\w*)\(", source))
     assert gathering <= {"gather", "gather_for_metrics"}
-    assert "with self.maybe_activation_offload_context:" in inspect.getsource(trainer.training_step)
 
 
 def test_the_reward_trainer_subtracts_a_column_of_margins() -> None:
@@ -144,3 +144,13 @@ def test_grpo_calls_the_rollout_function_with_repeated_prompts_and_wants_three_c
     assert "self.rollout_func(prompts, self)" in source
     assert 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}' in source
     assert "reward if reward is not None else torch.nan" in inspect.getsource(GRPOTrainer._calculate_rewards)
+
+
+def test_dpo_scores_with_the_reference_in_the_method_we_call_before_training() -> None:
+    """Under autocast, as training does, and with DeepSpeed through an engine of the function that we take from TRL."""
+    assert parameters(DPOTrainer.compute_ref_log_probs) == ["self", "model", "inputs"]
+    assert "self.accelerator.autocast()" in inspect.getsource(DPOTrainer.compute_ref_log_probs)
+    precompute = inspect.getsource(DPOTrainer._precompute_ref_logps)
+    assert "prepare_deepspeed(self.model, self.accelerator)" in precompute
+    assert all(f'"{name}"' in precompute for name in COLUMNS)
+    assert "self.train_dataset = self._precompute_ref_logps(" in inspect.getsource(DPOTrainer.__init__)
