@@ -36,6 +36,8 @@ from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 class Trainer(WholeSteps, RewardTrainer):  # type: ignore[misc]
     """TRL's RewardTrainer on packed rows and whole optimiser steps."""
 
+    are_pairs = True
+
     def __init__(self, *args: Any, model: PreTrainedModel, **kwargs: Any) -> None:
         add_packed_scorer(model)
         super().__init__(*args, model=model, **kwargs)
@@ -78,7 +80,6 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
-        runtime=context.runtime,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.pairs, with_margins=settings.margins).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),

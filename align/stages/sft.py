@@ -69,7 +69,6 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
-        runtime=context.runtime,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=build_dataset(rendered.samples).select(row_order),
         processing_class=fit.load_padding_tokenizer(source),

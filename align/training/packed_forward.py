@@ -65,6 +65,16 @@ def pack_padded_rows(n_read: Sequence[int], n_common: Sequence[int], n_columns: 
     return PackedRows(layout, torch.cat(parts), places)
 
 
+def count_common_tokens(input_ids: Tensor, n_read: Tensor) -> Tensor:
+    """Counts the tokens that both sides of each pair begin with; each side keeps one of its own; (pairs,).
+
+    `input_ids` (2 x pairs, T) has the chosen sides first; `n_read` tokens of each are read.
+    """
+    one, other = input_ids.chunk(2)
+    n_common = (one == other).long().cumprod(dim=1).sum(dim=1)
+    return torch.minimum(n_common, torch.minimum(*n_read.chunk(2)) - 1)
+
+
 def applies_head_alone(config: PreTrainedConfig) -> bool:
     """Returns whether the logits of a model are its head's output, neither scaled nor capped."""
     return all(getattr(config.get_text_config(), name, None) is None for name in LOGIT_SCALES)
@@ -77,11 +87,7 @@ def read_states(backbone: Any, input_ids: Tensor, needed: Tensor, *, are_pairs: 
     """
     columns = torch.arange(1, input_ids.shape[1] + 1, device=needed.device)
     n_read = (needed * columns).amax(dim=1).clamp(min=1)
-    n_common = input_ids.new_zeros(0)
-    if are_pairs:
-        one, other = input_ids.chunk(2)
-        n_common = (one == other).long().cumprod(dim=1).sum(dim=1)
-        n_common = torch.minimum(n_common, torch.minimum(*n_read.chunk(2)) - 1)
+    n_common = count_common_tokens(input_ids, n_read) if are_pairs else input_ids.new_zeros(0)
     lengths = torch.cat([n_read, n_common]).tolist()
     packed = pack_padded_rows(lengths[: len(n_read)], lengths[len(n_read) :], input_ids.shape[1])
     ids = input_ids.flatten()[packed.source.to(input_ids.device)]

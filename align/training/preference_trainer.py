@@ -35,10 +35,13 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
     behind what they begin with in common.
     """
 
+    are_pairs = True
+
     def __init__(self, *args: Any, loss: PreferenceLoss, sft_weight: float = 0.0, **kwargs: Any) -> None:
         self.preference_loss, self.sft_weight = loss, sft_weight
         with replace_fused_head(dpo_trainer, are_pairs=True):
             super().__init__(*args, **kwargs)
+        self.n_reference_passes = int(loss.needs_reference and not self.precompute_ref_logps)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """Returns the data set unchanged, because its rows are already token ids."""

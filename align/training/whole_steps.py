@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qwen_align.align.models.packed_attention import can_pack
-from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
-from qwen_align.align.training.packed_forward import applies_head_alone
+from qwen_align.align.training.packed_forward import applies_head_alone, count_common_tokens
 
 Row = dict[str, Any]
 Batch = dict[str, Any]  # what a TRL trainer's collator makes of rows
@@ -41,14 +41,16 @@ class StepRows(Dataset[list[Row]]):
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-class WholeSteps(AtomicCheckpoints):
+class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     """A mixin for a trainer of TRL that trains on whole optimiser steps.
 
     It comes before the trainer among the base classes. The trainer is told that a device's batch is its share of an
-    optimiser step and accumulates nothing; `runtime` says how that is cut.
+    optimiser step and accumulates nothing; the runtime of its context says how that is cut.
     """
 
+    are_pairs = False  # whether a batch holds the chosen sides of pairs and then the rejected ones
     accelerator: Any
+    state: Any
     is_deepspeed_enabled: bool
     model: Any
     optimizer: Any
@@ -58,8 +60,7 @@ class WholeSteps(AtomicCheckpoints):
     _prepare_inputs: Callable[[Batch], Batch]
     _metrics: Any
 
-    def __init__(self, *args: Any, runtime: Runtime, **kwargs: Any) -> None:
-        self.runtime = runtime
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._figures: list[tuple[str, float, float]] = []  # name, value and weight of each micro-batch's metrics
         super().__init__(*args, **kwargs)
 
@@ -106,7 +107,7 @@ class WholeSteps(AtomicCheckpoints):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
         """Computes the gradients of an optimiser step and returns its loss, a process's part times their number."""
         model.train()
-        limits = get_pass_limits(self.runtime, self.args.device.type)
+        limits = get_pass_limits(self.context.runtime, self.args.device.type)
         lengths = [self.count_tokens(row) for row in inputs]
         plan = plan_micro_batches(lengths, limits, is_padded=not self.reads_packed)
         batches = [self.data_collator([inputs[number] for number in numbers]) for numbers in plan]
@@ -117,11 +118,12 @@ class WholeSteps(AtomicCheckpoints):
         loss = torch.zeros((), device=self.args.device)
         for number, batch in enumerate([*batches, *batches[:1] * n_idle], start=1):
             is_idle = number > len(batches)
-            with self._sync_if_last(model, number == len(batches) + n_idle):
+            with self._work_on_pass(batch), self._sync_if_last(model, number == len(batches) + n_idle):
                 with self.compute_loss_context_manager(), _without_gathering(self.accelerator):
                     part = self.compute_part(model, self._prepare_inputs(batch), totals) * (not is_idle)
                 self.accelerator.backward(part)
             loss += part.detach()
+            self._count_pass(batch)
             self._collect_metrics(batch, is_idle=is_idle)
         self._set_metrics()
         return loss
@@ -147,6 +149,29 @@ class WholeSteps(AtomicCheckpoints):
         if is_last or self.is_deepspeed_enabled:
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
+
+    # --- what is measured
+
+    def _work_on_pass(self, batch: Batch) -> AbstractContextManager[None]:
+        """Returns a context manager in which the context's phase is `update`."""
+        lengths = batch["attention_mask"].sum(dim=1)
+        return self.context.work_on(
+            "update",
+            step=self.state.global_step + 1,
+            rows=len(lengths) // (2 if self.are_pairs else 1),
+            longest_row=int(lengths.max()),
+        )
+
+    def _count_pass(self, batch: Batch) -> None:
+        """Counts the tokens of a pass and what they see, a common beginning once where it is computed once."""
+        lengths = batch["attention_mask"].sum(dim=1)
+        tokens, pairs = lengths.sum(), (lengths.double() * (lengths + 1) / 2).sum()
+        if self.are_pairs and self.reads_packed:
+            shared = count_common_tokens(batch["input_ids"], lengths)
+            tokens, pairs = tokens - shared.sum(), pairs - (shared.double() * (shared + 1) / 2).sum()
+        self.meter.count(tokens, pairs)
+        for _ in range(self.n_reference_passes):
+            self.meter.count_reference(tokens, pairs)
 
     # --- metrics
 

@@ -148,14 +148,16 @@ def prepare_sft() -> tuple[dict[str, Callable[[], float]], int]:
         )
         model = loading.load_model(BASE)
         set_attention(model, RUNTIME.attention, "cpu")
-        return sft.Trainer(
+        context = Context(folder, 0, RUNTIME)
+        trainer = sft.Trainer(
             model,
             trl_arguments.build_sft_arguments(settings, RUNTIME, folder, steps=STEPS, seed=0),
-            runtime=RUNTIME,
             train_dataset=data,
             processing_class=fit.load_padding_tokenizer(BASE),
-            callbacks=[ProgressCallback(Context(folder, 0, RUNTIME), tokens_per_step=100.0), clock],
+            callbacks=[ProgressCallback(context, tokens_per_step=100.0), clock],
         )
+        trainer.context = context
+        return trainer
 
     def measure(build: Callable[[Path, Clock], Any]) -> float:
         clock = Clock()

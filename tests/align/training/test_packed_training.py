@@ -19,6 +19,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from qwen_align.align.context import Context
 from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import reward_model, sft
@@ -185,7 +186,6 @@ def build(case: Case, folder: Path, tokenizer: Any, *, is_packed: bool = True) -
         made["peft_config"] = LoraConfig(task_type="SEQ_CLS" if kind == "reward_model" else "CAUSAL_LM", **lora)
     if is_packed:
         set_attention(model, attention, "cpu")  # type: ignore[arg-type]
-        made["runtime"] = WHOLE
     else:
         model.set_attn_implementation(attention)
     if kind == "sft":
@@ -208,6 +208,7 @@ def build(case: Case, folder: Path, tokenizer: Any, *, is_packed: bool = True) -
             set_attention(reference, attention, "cpu") if is_packed else reference.set_attn_implementation(attention)  # type: ignore[arg-type]
             made["ref_model"] = reference
     trainer = trainer_class(model=model, **made)
+    trainer.context = Context(folder, 0, WHOLE)
     torch.manual_seed(5)
     for name, weight in trainer.model.named_parameters():
         if "lora_B" in name:  # which start at 0, where policy and reference are the same
@@ -258,7 +259,7 @@ def test_packed_micro_batches_equal_trls_padded_batch(case: Case, tmp_path: Path
     trainer = build(case, tmp_path, tokenizer)
     assert trainer.reads_packed
     for runtime in (WHOLE, SMALL, ALONE):
-        trainer.runtime = runtime
+        trainer.context = Context(tmp_path, 0, runtime)
         trainer.model.zero_grad()
         require_equal(run_packed(trainer), theirs)
         trainer._metrics["train"].clear()
@@ -324,7 +325,7 @@ def test_experts_load_is_balanced_by_trls_own_padded_pass(tmp_path: Path, tokeni
     trainer = build(Case("mixture"), tmp_path, tokenizer)
     assert not trainer.reads_packed
     require_equal(run_packed(trainer), theirs)
-    trainer.runtime = ALONE
+    trainer.context = Context(tmp_path, 0, ALONE)
     trainer._metrics["train"].clear()
     found = run_packed(trainer)
     assert found.metrics["aux_loss"] > 1
