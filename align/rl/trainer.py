@@ -32,13 +32,7 @@ from qwen_align.align.rl.collect import RolloutBatch, build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
 from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
-from qwen_align.align.rl.micro_batches import (
-    MicroBatch,
-    PassLimits,
-    add_idle_batches,
-    get_pass_limits,
-    pack_micro_batches,
-)
+from qwen_align.align.rl.micro_batches import MicroBatch, add_idle_batches, pack_micro_batches
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
 from qwen_align.align.rl.optimizer import build_schedule, group_parameters, keep_embeddings_in_32_bits
 from qwen_align.align.rl.prefetched import save_batch
@@ -52,6 +46,7 @@ from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
 from qwen_align.align.training.measured_steps import MeasuredSteps
+from qwen_align.align.training.micro_batches import PassLimits, get_pass_limits
 from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (

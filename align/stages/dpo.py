@@ -14,6 +14,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
@@ -42,6 +43,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     loss = PREFERENCE_LOSSES[settings.loss]
     model = quantized_base.load_for_training(source, settings, context.runtime)
+    set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = PreferenceTrainer(
         model=model,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),

@@ -3,12 +3,15 @@
 Token ids are our own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 from trl import RewardTrainer
 
 from qwen_align.align.context import Context
@@ -16,6 +19,7 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.models.quantization_error import measure_score_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
@@ -24,13 +28,36 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
-from qwen_align.align.training.checkpoints import AtomicCheckpoints
-from qwen_align.align.training.measured_steps import MeasuredSteps
+from qwen_align.align.training.packed_forward import add_packed_scorer
 from qwen_align.align.training.row_order import draw_row_order
+from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 
 
-class Trainer(MeasuredSteps, AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
-    """TRL's RewardTrainer with atomic checkpoints and measured steps."""
+class Trainer(WholeSteps, RewardTrainer):  # type: ignore[misc]
+    """TRL's RewardTrainer on packed rows and whole optimiser steps."""
+
+    are_pairs = True
+
+    def __init__(self, *args: Any, model: PreTrainedModel, **kwargs: Any) -> None:
+        add_packed_scorer(model)
+        super().__init__(*args, model=model, **kwargs)
+
+    def count_tokens(self, row: Row) -> int:
+        """Returns how many tokens a pair has; those that its sides begin with in common are computed once."""
+        return len(row["chosen_ids"]) + len(row["rejected_ids"])
+
+    def count_totals(self, batches: Sequence[Batch]) -> Tensor:
+        """Returns the number of pairs."""
+        return torch.tensor([sum(len(batch["input_ids"]) // 2 for batch in batches)])
+
+    def compute_part(self, model: Any, batch: Batch, totals: Tensor) -> Tensor:
+        """Returns the sum of the pairs' losses over the number of the step's pairs."""
+        n_pairs = len(batch["input_ids"]) // 2
+        return self.compute_loss(model, batch) * n_pairs / totals[0] * self.args.world_size  # type: ignore[no-any-return]
+
+    def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
+        """Returns the number of a micro-batch's pairs, over which TRL averages."""
+        return len(batch["input_ids"]) // 2, {}
 
 
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -51,6 +78,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
     model = reward_scorer.build_scorer_model(causal, renderer.pad_id)
     quantized_base.mark_as_quantized(model, causal)
+    set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),

@@ -1,17 +1,21 @@
 """Runs an sft stage: next-token training on rendered rows with TRL's SFTTrainer. Token ids are our own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from torch import Tensor
 from trl import SFTTrainer
+from trl.trainer import sft_trainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import render_rows
@@ -20,13 +24,34 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
-from qwen_align.align.training.checkpoints import AtomicCheckpoints
-from qwen_align.align.training.measured_steps import MeasuredSteps
+from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.row_order import draw_row_order
+from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 
 
-class Trainer(MeasuredSteps, AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with atomic checkpoints and measured steps."""
+class Trainer(WholeSteps, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer on packed rows and whole optimiser steps."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with replace_fused_head(sft_trainer, are_pairs=False):
+            super().__init__(*args, **kwargs)
+
+    def count_tokens(self, row: Row) -> int:
+        """Returns how many tokens a sample has."""
+        return len(row["input_ids"])
+
+    def count_totals(self, batches: Sequence[Batch]) -> Tensor:
+        """Returns the number of tokens in the loss."""
+        return torch.tensor([sum(_count_tokens_in_loss(batch) for batch in batches)])
+
+    def compute_part(self, model: Any, batch: Batch, totals: Tensor) -> Tensor:
+        """Returns the sum of a micro-batch's losses over the number of the step's tokens in the loss."""
+        loss: Tensor = self.compute_loss(model, batch, num_items_in_batch=totals[0])
+        return loss
+
+    def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
+        """Returns the number of a micro-batch's tokens in the loss, over which TRL averages."""
+        return _count_tokens_in_loss(batch), {}
 
 
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -41,6 +66,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     steps = count_optimizer_steps(len(rendered.samples), settings.epochs, settings.batch)
     row_order = draw_row_order(len(rendered.samples), steps * settings.batch, context.seed)
     model = quantized_base.load_for_training(source, settings, context.runtime)
+    set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -61,6 +87,11 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         "supervised_tokens": sum(sum(sample.mask) for sample in rendered.samples),
         **measure_quantization(trainer.model, out, rendered.samples[0].ids, context),
     }
+
+
+def _count_tokens_in_loss(batch: Batch) -> int:
+    """Returns how many tokens of a micro-batch are in the loss; the first of a row never is."""
+    return int((batch["labels"][:, 1:] != -100).sum())
 
 
 def build_dataset(samples: list[Sample]) -> datasets.Dataset:

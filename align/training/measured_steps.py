@@ -35,7 +35,10 @@ class StepMeter:
 
     def count_reference_pass(self, lengths: Tensor) -> None:
         """Counts a reference policy's forward pass over rows that have been counted as read."""
-        tokens, pairs = _count_pairs(lengths)
+        self.count_reference(*_count_pairs(lengths))
+
+    def count_reference(self, tokens: Tensor, pairs: Tensor) -> None:
+        """Counts a reference policy's forward pass over `tokens`, in which they see `pairs` altogether."""
         self._flops = self._flops + self._costs.count_pass(tokens, pairs, with_backward=False)
 
     def count(self, tokens: Tensor, pairs: Tensor) -> None:

@@ -281,6 +281,21 @@ class World:
         context = Context(self.folder, 0, Runtime.model_validate({**CPU, **runtime}))
         return load_engine(base, loading.load_renderer(base), context).max_rows
 
+    def passes(self, runtime: Settings) -> Any:
+        """Which rows of fixed lengths go into which forward pass."""
+        from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
+
+        limits = get_pass_limits(Runtime.model_validate({**CPU, **runtime}), "cpu")
+        return plan_micro_batches([30, 7, 12, 25], limits, is_padded=False)
+
+    def attention(self, runtime: Settings) -> Any:
+        """The attention implementation of a model that is trained."""
+        from qwen_align.align.models.packed_attention import set_attention
+
+        model = self.load_base()
+        set_attention(model, Runtime.model_validate({**CPU, **runtime}).attention, "cpu")
+        return model.config._attn_implementation
+
     def worker_threads(self, runtime: Settings) -> Any:
         """How many threads torch has in the process that runs a stage."""
         import torch
