@@ -1,8 +1,8 @@
-"""Says how many tokens' keys and values may be held while completions are decoded: a setting, or what memory is free."""
+"""Says how many tokens' keys and values may be held while completions are decoded: by a setting, or by free memory."""
 
 from pathlib import Path
 
-import psutil  # which accelerate needs
+import psutil  # type: ignore[import-untyped]  # accelerate needs it
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 

@@ -60,7 +60,11 @@ class DecodingRow(NamedTuple):
 
     def add_tokens(self, more: MadeTokens) -> "DecodingRow":
         """Returns the row with more tokens made."""
-        return self._replace(made=MadeTokens(*([*had, *new] for had, new in zip(self.made, more, strict=True))))
+        had = self.made
+        made = MadeTokens(
+            had.token_ids + more.token_ids, had.logps + more.logps, had.sampled_logps + more.sampled_logps
+        )
+        return self._replace(made=made)
 
 
 def list_rows(requests: Sequence[Request]) -> list[DecodingRow]:
