@@ -7,7 +7,7 @@ that a finished stage does not keep.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,7 +33,7 @@ class StoredRows(NamedTuple):
     """A training set in a memory-mapped file: rows as TRL reads them, the tokens of each, and what was counted."""
 
     dataset: datasets.Dataset
-    n_tokens: list[int]
+    n_tokens: Any  # numpy int64 (rows,)
     counts: dict[str, Any]
 
     @property
@@ -50,9 +50,9 @@ class StoredRows(NamedTuple):
         """Returns the number of dropped rows by reason."""
         return dict(self.counts["dropped"])
 
-    def count_tokens(self, rows: Iterable[int]) -> int:
+    def count_tokens(self, rows: Sequence[int]) -> int:
         """Counts the tokens of the rows of the given numbers."""
-        return sum(self.n_tokens[row] for row in rows)
+        return int(self.n_tokens[rows].sum())
 
 
 def render_once(
@@ -75,9 +75,9 @@ def render_once(
         time.sleep(0.1)
     counts = read_json(folder / COUNTS)
     if not counts["rows"]:
-        return StoredRows(datasets.Dataset.from_dict({}), [], counts)
+        return StoredRows(datasets.Dataset.from_dict({}), numpy.zeros(0, numpy.int64), counts)
     stored = datasets.Dataset.from_file(str(folder / ROWS))
-    return StoredRows(stored.remove_columns(N_TOKENS), list(stored[N_TOKENS]), counts)
+    return StoredRows(stored.remove_columns(N_TOKENS), stored.data.column(N_TOKENS).to_numpy(), counts)
 
 
 def _is_complete(folder: Path) -> bool:
