@@ -14,7 +14,7 @@ from qwen_align.align.stages.registry import STAGE_KINDS
 def load_model(source: Results | Plan | StageResult | str | Path, stage: str | None = None) -> tuple[Any, Any]:
     """Loads a transformers model and its tokenizer from a stage result, a run or a model folder.
 
-    Weights are in fp32 on the CPU, adapters merged, in evaluation mode.
+    Weights are on the CPU in the precision of the files, adapters merged, in evaluation mode.
 
     `source`: results or a plan of a run, or the run's folder (runs/NAME), with the `stage` whose model is wanted; or a
     finished stage, or the folder of a stage or of a model. Raises RecipeError where there is no such model, StageError

@@ -4,13 +4,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from qwen_align.align.generation.batched_decoding import DecodingLimits, DecodingSlots
 from qwen_align.align.generation.cache_budget import compute_cached_tokens
 from qwen_align.align.generation.decoding_rows import DecodingRow, list_rows, plan_batches
 from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
+from qwen_align.align.models.bf16_weights import copy_in_bf16
 from qwen_align.align.models.length_limit import compute_length_limit
+from qwen_align.align.models.packed_attention import has_full_attention, supports_masks
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.settings.runtime import Runtime
 
@@ -18,7 +20,9 @@ from qwen_align.align.settings.runtime import Runtime
 STEPS_UNSEEN_ON_GPU = 8
 
 
-def open_local_engine(model: PreTrainedModel, renderer: Renderer, runtime: Runtime) -> "LocalEngine":
+def open_local_engine(
+    model: PreTrainedModel, renderer: Renderer, runtime: Runtime, *, draws_in_bf16: bool = False
+) -> "LocalEngine":
     """Builds a local generation engine for a model, with the runtime's limits and the template's stop tokens."""
     return LocalEngine(
         model,
@@ -26,6 +30,7 @@ def open_local_engine(model: PreTrainedModel, renderer: Renderer, runtime: Runti
         max_rows=runtime.generation_batch,
         kv_cache_gib=runtime.kv_cache_gib,
         prefill_tokens=runtime.prefill_tokens,
+        draws_in_bf16=draws_in_bf16,
     )
 
 
@@ -37,6 +42,10 @@ class LocalEngine:
     are asked for. Rows that grow beyond it are interrupted and go on later. `prefill_tokens` bounds a forward pass over
     prompts. Whether rows have finished is looked up every `check_every` steps; None for what suits the device. None of
     these changes a completion, but for the rounding of other batches.
+
+    With `draws_in_bf16` it copies the weights that are not bf16 whenever it is asked, and frees the copy when the last
+    completion is taken: 2 bytes a trained weight beside the trainer's, while it draws. bf16 weights draw 1.6 times as
+    fast as autocast over fp32 ones (SmolLM2-135M, a CPU with AMX).
     """
 
     def __init__(
@@ -48,12 +57,14 @@ class LocalEngine:
         kv_cache_gib: float | None = None,
         prefill_tokens: int = 16_384,
         check_every: int | None = None,
+        draws_in_bf16: bool = False,
     ) -> None:
         self.stop_ids = frozenset(stop_ids)
         self.max_rows = max_rows
         self.kv_cache_gib = kv_cache_gib
         self.prefill_tokens = prefill_tokens
         self.check_every = check_every
+        self.draws_in_bf16 = draws_in_bf16
         self.model = _check_model(model, self.stop_ids)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
@@ -64,15 +75,16 @@ class LocalEngine:
         """
         config = self.model.config
         check_requests(requests, vocab_size=config.vocab_size, max_positions=self.length_limit)
-        limits = self._measure_limits()
+        model = copy_in_bf16(self.model) if self.draws_in_bf16 else self.model
+        limits = self._measure_limits(model)
         rows = list_rows(requests)
         while rows:
             interrupted: list[DecodingRow] = []
             for batch in plan_batches(rows, max_rows=self.max_rows, max_cached_tokens=limits.max_cached_tokens):
-                with _disable_gradients(self.model):
-                    slots = DecodingSlots(self.model, batch, stop_ids=self.stop_ids, limits=limits)
+                with _disable_gradients(model):
+                    slots = DecodingSlots(model, batch, stop_ids=self.stop_ids, limits=limits)
                 while slots.rows:
-                    with _disable_gradients(self.model):
+                    with _disable_gradients(model):
                         finished = slots.decode_until_finished()
                     yield from finished
                 interrupted += slots.interrupted
@@ -87,22 +99,22 @@ class LocalEngine:
         check_requests([request], vocab_size=config.vocab_size, max_positions=self.length_limit)
         with _disable_gradients(self.model):
             row = DecodingRow(request, request.first_sample)
-            slots = DecodingSlots(self.model, [row], stop_ids=self.stop_ids, limits=self._measure_limits())
+            slots = DecodingSlots(self.model, [row], stop_ids=self.stop_ids, limits=self._measure_limits(self.model))
         is_done = False
         while not is_done:
             with _disable_gradients(self.model):
                 token, is_done = slots.decode_token()
             yield token
 
-    def _measure_limits(self) -> DecodingLimits:
-        """Measures how much may be decoded at once now."""
+    def _measure_limits(self, model: PreTrainedModel) -> DecodingLimits:
+        """Measures how much of a model may be decoded at once now."""
         max_cached_tokens = compute_cached_tokens(
-            self.model,
+            model,
             kv_cache_gib=self.kv_cache_gib,
             max_rows=self.max_rows,
             prefill_tokens=self.prefill_tokens,
         )
-        default = 1 if self.model.device.type == "cpu" else STEPS_UNSEEN_ON_GPU
+        default = 1 if model.device.type == "cpu" else STEPS_UNSEEN_ON_GPU
         return DecodingLimits(max_cached_tokens, self.prefill_tokens, self.check_every or default)
 
     @property
@@ -121,17 +133,6 @@ class LocalEngine:
 
     def compute_checksum(self, model: PreTrainedModel) -> str:
         return compute_weights_checksum(model.named_parameters())
-
-
-def supports_masks(config: PreTrainedConfig) -> bool:
-    """Returns whether a model's attention implementation accepts a mask that hides padding."""
-    return config._attn_implementation in ("sdpa", "eager")
-
-
-def has_full_attention(config: PreTrainedConfig) -> bool:
-    """Returns whether every layer of a model uses full attention, which keeps the keys of all tokens."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]  # Llama's config has no such field
-    return set(kinds) == {"full_attention"}
 
 
 def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -12,6 +13,7 @@ from qwen_align.align.generation.engine import Engine, Request
 from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, build_completion, resolve_sampling, sort_completions
 from qwen_align.align.models import loading
+from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, read_rows, to_json_line
 from qwen_align.align.settings.sampling import SamplingSettings
@@ -35,9 +37,11 @@ class SamplingRequest:
     keep_tokens: bool = False
 
 
-def load_engine(source: Path, renderer: Renderer, context: Context) -> Engine:
-    """Loads a model onto the runtime's device and returns a generation engine for it."""
-    policy = loading.load_model(source).to(loading.choose_device(context.runtime))
+def load_engine(
+    source: Path, renderer: Renderer, context: Context, precision: Precision | Literal["auto"] = "auto"
+) -> Engine:
+    """Loads a model in a precision onto the runtime's device and returns a generation engine for it."""
+    policy = loading.load_model(source, precision).to(loading.choose_device(context.runtime))
     return open_local_engine(policy, renderer, context.runtime)
 
 

@@ -2,13 +2,15 @@
 
 A stage's folder says in `model.json` either `{"model": "model"}`, a full model beside it, or
 `{"base": FOLDER or "hub:ID@COMMIT", "adapters": [FOLDER, ...]}`, adapters to be merged in that order; folders are
-relative to the stage's own, or absolute.
+relative to the stage's own, or absolute. `precision` beside them: the precision that `auto` means for this model, where
+that is not the one of its files.
 """
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
@@ -17,10 +19,17 @@ from transformers.utils import logging
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.adapters import merge_adapter
 from qwen_align.align.models.length_limit import read_length_limit
-from qwen_align.align.models.model_description import MODEL, ModelFiles, locate_model_files, parse_hub_model
+from qwen_align.align.models.model_description import (
+    MODEL,
+    ModelFiles,
+    locate_model_files,
+    parse_hub_model,
+    read_model_description,
+)
 from qwen_align.align.models.tensor_comparison import build_tied_error
 from qwen_align.align.models.tensor_table import Head, ties_head
 from qwen_align.align.models.weight_check import check_weights, refuse_adapter_alone, refuse_stray_adapter
+from qwen_align.align.models.weight_precision import Precision, Trained, read_precision, resolve_precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.runtime import Runtime
@@ -40,6 +49,7 @@ TOKENIZER_FILES = (
 )
 # What every from_pretrained of a model is given: no pickles, and no adapter beside it, for there is no such subfolder.
 FROM_PRETRAINED_ARGUMENTS = {"use_safetensors": True, "adapter_kwargs": {"subfolder": "no adapter is taken from here"}}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -97,29 +107,58 @@ def choose_device(runtime: Runtime) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def load_model(folder: Path, *, needs_head: bool = True) -> PreTrainedModel:
-    """Loads a model and merges its adapters, in fp32 on the CPU.
+def find_precision(folder: Path) -> Precision:
+    """Returns the precision of a model's files: what `auto` means for it."""
+    return read_precision(folder, fetch_base_folder(locate_model_files(folder))).precision
+
+
+def resolve_settings(settings: Trained, source: Path) -> Trained:
+    """Returns the settings of a stage that trains the source model with no `auto` left in its precisions."""
+    return resolve_precision(settings, find_precision(source))
+
+
+def load_model(
+    folder: Path, precision: Precision | Literal["auto"] = "auto", *, needs_head: bool = True
+) -> PreTrainedModel:
+    """Loads a model and merges its adapters, on the CPU; auto = in the precision of its files.
 
     `needs_head`: false where a new head takes the place of the model's own, which may then be missing. Raises
     StageError when a merged adapter's logits differ from the adapter's own.
     """
-    return load_with_adapters(locate_model_files(folder), needs_head=needs_head)
+    held = find_precision(folder) if precision == "auto" else precision
+    return load_with_adapters(locate_model_files(folder), held, needs_head=needs_head)
 
 
-def load_with_adapters(files: ModelFiles, *, needs_head: bool = True) -> PreTrainedModel:
+def load_model_to_train(source: Path, settings: Trained, *, needs_head: bool = True) -> PreTrainedModel:
+    """Loads the model that a stage with resolved settings trains: fp32 weights, or the frozen base of its adapters.
+
+    Weights that are trained are fp32 whatever the precision: AdamW's steps in bf16 weights would round to nothing.
+    """
+    base_weights = settings.lora.base_weights if settings.lora else "fp32"
+    assert base_weights in ("fp32", "bf16"), "a base in 4 bits is that of quantized_base"
+    return load_model(source, base_weights, needs_head=needs_head)
+
+
+def load_with_adapters(files: ModelFiles, precision: Precision, *, needs_head: bool = True) -> PreTrainedModel:
     """Loads a base model and merges its adapters into it, as `load_model` does."""
-    model = load_base_model(fetch_base_folder(files), head="lm_head" if needs_head else None)
+    model = load_base_model(fetch_base_folder(files), "lm_head" if needs_head else None, precision)
     for adapter in files.adapters:
         model = merge_adapter(model, adapter)
     return model.requires_grad_(True)  # peft has frozen what it adapted
 
 
-def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedModel:
-    """Loads a model from one folder in fp32: a causal language model, or with the head `score` a sequence classifier.
+def load_base_model(
+    folder: Path,
+    head: Head | None = "lm_head",
+    precision: Precision | Literal["auto"] = "auto",
+    more: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Loads a model from one folder: a causal language model, or with the head `score` a sequence classifier.
 
+    Weights are read into the precision without another copy of them; auto = that of the files.
     An adapter beside it is not followed; the pipeline refuses one unless the recipe ignores it. `head` None: a causal
-    language model whose head may be made up. Raises RecipeError when it cannot be loaded, or a weight is not in its
-    files, which transformers would make up at random.
+    language model whose head may be made up. `more`: further arguments of from_pretrained. Raises RecipeError when it
+    cannot be loaded, or a weight is not in its files, which transformers would make up at random.
     """
     check_weights(folder, head)
     logging.disable_progress_bar()
@@ -127,11 +166,12 @@ def load_base_model(folder: Path, head: Head | None = "lm_head") -> PreTrainedMo
     try:
         model, info = auto_class.from_pretrained(
             str(folder),
-            dtype=torch.float32,
+            dtype=DTYPES[find_precision(folder) if precision == "auto" else precision],
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
             **FROM_PRETRAINED_ARGUMENTS,
+            **(more or {}),
         )
     except Exception as error:  # whatever a library says of a config or of weights
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
@@ -203,7 +243,9 @@ def write_model_json(source: Path, out: Path, adapters: list[str]) -> None:
     """
     files = locate_model_files(source)
     base = files.base if files.base.startswith("hub:") else _to_store_path(out, Path(files.base))
-    write_json(out / MODEL, {"base": base, "adapters": [*(_to_store_path(out, a) for a in files.adapters), *adapters]})
+    said = read_model_description(source).get("precision") if (source / MODEL).exists() else None
+    description = {"base": base, "adapters": [*(_to_store_path(out, a) for a in files.adapters), *adapters]}
+    write_json(out / MODEL, description | ({"precision": said} if said else {}))
 
 
 def _to_store_path(out: Path, path: Path) -> str:

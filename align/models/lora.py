@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -30,7 +31,33 @@ def build_lora_config(settings: Lora | None, model: PreTrainedModel, *, head: st
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=_resolve_targets(settings, model),
+        use_dora=settings.dora,
+        use_rslora=settings.rank_stabilized,
     )
+
+
+def prepare_adapters(model: Any) -> None:
+    """Holds what is trained of a model with adapters in fp32, and starts DoRA's magnitudes as norms in fp32.
+
+    TRL makes adapters on a 4-bit base bf16, and PEFT computes the norms in the precision of the base: rounded, a policy
+    would not start as the model that its adapters are on. Other models stay as they are.
+    """
+    from peft import PeftModel
+    from peft.tuners.lora.dora import DoraLinearLayer
+    from peft.tuners.lora.layer import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    if not isinstance(model, PeftModel):
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        vectors = module.lora_magnitude_vector.values() if isinstance(module, LoraLayer) else ()
+        for vector in vectors:
+            weight = dequantize_module_weight(module.get_base_layer())
+            if type(vector) is DoraLinearLayer and weight.dtype != torch.float32:
+                vector.weight.data = torch.linalg.norm(weight.detach().float(), dim=1)
 
 
 def _list_layers_of(model: PreTrainedModel) -> ModelLayers:

@@ -61,22 +61,35 @@ def check_lora_targets(settings: Lora, layers: ModelLayers) -> None:
     layers share cannot be merged.
     """
     targets = settings.target_modules
+    if settings.base_weights == "nf4" and any(name.endswith(".experts") for name in layers.others):
+        raise RecipeError(
+            f"lora.base_weights: nf4: the experts of a {layers.kind} model are no linear layers to bitsandbytes and "
+            "would stay as they are; take another base_weights"
+        )
     if isinstance(targets, str):
-        if settings.dropout and layers.expert_names:
-            raise RecipeError("lora.dropout: PEFT has no dropout on the experts of a mixture; set it to 0")
+        if layers.expert_names:
+            _check_adapters_of_experts(settings)
         return
     if not targets:
         raise RecipeError("lora.target_modules: is empty; name layers, or leave it out for all linear layers")
     for target in targets:
         _check_target(target, layers)
     used = {_get_leaf(target) for target in targets} & layers.expert_names
-    if used and settings.dropout:
-        raise RecipeError("lora.dropout: PEFT has no dropout on the experts of a mixture; set it to 0")
+    if used:
+        _check_adapters_of_experts(settings)
     if len(used & {"gate_proj", "up_proj"}) == 1:
         raise RecipeError(
             f"lora.target_modules: the experts of a {layers.kind} model have gate_proj and up_proj in one tensor; "
             "name both or none"
         )
+
+
+def _check_adapters_of_experts(settings: Lora) -> None:
+    """Raises RecipeError for settings that PEFT 0.21 does not have for adapters on the experts of a mixture."""
+    if settings.dropout:
+        raise RecipeError("lora.dropout: PEFT has no dropout on the experts of a mixture; set it to 0")
+    if settings.dora:
+        raise RecipeError("lora.dora: PEFT has no DoRA on the experts of a mixture; leave it out")
 
 
 def _check_target(target: str, layers: ModelLayers) -> None:

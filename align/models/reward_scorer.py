@@ -6,16 +6,20 @@ one label in Hugging Face form, or an adapter with its head.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
-from qwen_align.align.models.adapters import load_adapter
+from qwen_align.align.models.adapters import load_adapter, merge_and_unload
+from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
+from qwen_align.align.models.weight_headers import read_stored_tensors
+from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
 from qwen_align.reward.reward_model_score import Learned
@@ -55,33 +59,57 @@ class Scorer:
         return [scores[row] for row in range(len(rows))]
 
 
-def build_scorer_model(source: Path, pad_id: int) -> PreTrainedModel:
-    """Builds an untrained reward model from a causal language model, in fp32.
+def build_scorer_model(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
+    """Builds an untrained reward model from a causal language model, whose trunk it takes as it is.
 
-    Its new head scores everything 0.
+    Its new head is fp32 and scores everything 0.
     """
-    causal = loading.load_model(source, needs_head=False)
-    config = causal.config
-    config.num_labels, config.pad_token_id = 1, pad_id
-    scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    setattr(scorer, scorer.base_model_prefix, causal.base_model)
+    causal.config.pad_token_id = pad_id
+    scorer: Any = _put_score_head(causal)
     torch.nn.init.zeros_(scorer.score.weight)
     assert isinstance(scorer, PreTrainedModel)
     return scorer
 
 
-def load_scorer_model(folder: Path) -> PreTrainedModel:
-    """Loads a reward model from a stage's folder or a Hugging Face folder, in fp32 on the CPU."""
+def load_scorer_model(folder: Path, precision: Precision | Literal["auto"] = "auto") -> PreTrainedModel:
+    """Loads a reward model from a stage's folder or a Hugging Face folder, on the CPU; its head is fp32.
+
+    auto: the trunk is in the precision of its files.
+    """
     files = locate_model_files(folder)
+    held = loading.find_precision(folder) if precision == "auto" else precision
     if not files.adapters:
-        return _require_one_label(loading.load_base_model(loading.fetch_base_folder(files), head="score"), folder)
+        base = loading.fetch_base_folder(files)
+        model: Any = _require_one_label(loading.load_base_model(base, "score", held), folder)
+        head = Fp32Linear(model.score.in_features, 1, bias=model.score.bias is not None)
+        head.load_state_dict({name: _read_tensor(base, f"score.{name}") for name in model.score.state_dict()})
+        model.score = head
+        assert isinstance(model, PreTrainedModel)
+        return model
     *earlier, own = files.adapters
-    causal = loading.load_with_adapters(ModelFiles(files.base, earlier), needs_head=False)
-    config = causal.config
-    config.num_labels = 1
-    scorer: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    causal = loading.load_with_adapters(ModelFiles(files.base, earlier), held, needs_head=False)
+    return _require_one_label(merge_and_unload(load_adapter(_put_score_head(causal), own)), folder)
+
+
+def _read_tensor(folder: Path, name: str) -> Tensor:
+    """Reads one tensor of a model folder as its file has it."""
+    with safe_open(folder / read_stored_tensors(folder)[name].file, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _put_score_head(causal: PreTrainedModel) -> PreTrainedModel:
+    """Returns a sequence classifier with one label that has the trunk of a causal language model and a new fp32 head.
+
+    The classifier is built without weights: a second trunk would be thrown away.
+    """
+    causal.config.num_labels = 1
+    with torch.device("meta"):
+        scorer: Any = AutoModelForSequenceClassification.from_config(causal.config, dtype=torch.float32)
     setattr(scorer, scorer.base_model_prefix, causal.base_model)
-    return _require_one_label(load_adapter(scorer, own).merge_and_unload(), folder)
+    scorer.score = Fp32Linear(scorer.score.in_features, 1, bias=scorer.score.bias is not None)
+    assert isinstance(scorer, PreTrainedModel)
+    return scorer
 
 
 def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """Checks the models that a plan's stages read, and what LoRA is to adapt in them, before anything is trained."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ from qwen_align.align.models.weight_check import (
     read_model_config,
     refuse_adapter_alone,
     refuse_stray_adapter,
+)
+from qwen_align.align.models.weight_precision import (
+    TRAINED,
+    StoredPrecision,
+    describe_precision,
+    find_handed_on_precision,
+    read_precision,
+    resolve_precision,
 )
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, ScorerRef, find_references, list_fields
@@ -40,6 +49,7 @@ def check_models(plan: Plan, forced: Sequence[PlannedStage] = ()) -> list[str]:
             raise RecipeError(f"models: {name}: {error}") from None
     for stage in stages_to_run:
         notes |= dict.fromkeys(_check_lora(plan, stage))
+        notes |= dict.fromkeys(_check_precision(plan, stage))
     return list(notes)
 
 
@@ -88,6 +98,50 @@ def _check_lora(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     left_out = describe_all_linear(layers, config) if lora.target_modules == "all-linear" else None
     if left_out:
         yield f"stage '{stage.origin}': lora: {left_out}"
+
+
+def _check_precision(plan: Plan, stage: PlannedStage) -> Iterator[str]:
+    """Yields in what precision a stage trains a model that is not simply fp32.
+
+    Raises RecipeError where its settings contradict each other or the model's files.
+    """
+    settings = stage.settings
+    if not isinstance(settings, TRAINED):
+        return
+    stored = _trace_precision(plan, stage)
+    try:
+        if stored is None:
+            for possible in ("fp32", "bf16"):  # what is contradictory with either is said now
+                with suppress(RecipeError):
+                    resolve_precision(settings, possible)
+                    return
+            resolve_precision(settings, "bf16")
+            return
+        line = describe_precision(settings, stored.precision)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.origin}': {error}") from None
+    if stored.note:
+        yield f"stage '{stage.origin}': {stored.note}"
+    if line:
+        yield f"stage '{stage.origin}': {line}"
+
+
+def _trace_precision(plan: Plan, stage: PlannedStage) -> StoredPrecision | None:
+    """Returns the precision of the model that a stage starts from. Returns None where only a download tells."""
+    ref = next((ref for _, ref in find_references(stage.settings) if isinstance(ref, ModelRef)), None)
+    if ref is None:
+        return StoredPrecision("fp32")  # it makes a model of its own
+    maker = next((other for other in plan.stages if other.name == stage.targets[str(ref)]), None)
+    if maker is None:
+        folder = Path(stage.inputs[str(ref)]["folder"])
+        return None if str(folder).startswith("hub:") or find_base_folder(folder) is None else read_precision(folder)
+    if isinstance(maker.settings, TRAINED):
+        stored = _trace_precision(plan, maker)
+        if stored is None:
+            return None
+        resolved = resolve_precision(maker.settings, stored.precision)
+        return StoredPrecision(find_handed_on_precision(resolved, stored.precision))
+    return StoredPrecision("fp32")
 
 
 def _trace_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.training import Lora, Optimizer
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.base import count_cores
 
@@ -27,9 +30,23 @@ def check_machine(stage: Stage) -> None:
         _check_gpus(stage)
     if runtime.deepspeed and kind.needs_torch and not kind.is_single_process and not _is_installed("deepspeed"):
         raise RecipeError("runtime.deepspeed: deepspeed is not installed: pip install 'qwen-align[deepspeed]'")
+    if kind.needs_torch and runtime.attention == "flash_attention_2":
+        _check_flash_attention(runtime)
     if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
         raise RecipeError(VLLM_NOT_INSTALLED)
+    _check_bitsandbytes(stage)
     settings.check_runtime(runtime)
+
+
+def _check_flash_attention(runtime: Runtime) -> None:
+    """Raises RecipeError where `flash_attention_2` cannot run: on a CPU, or without its package."""
+    said = "runtime.attention: flash_attention_2: "
+    if runtime.device == "cpu":
+        raise RecipeError(f"{said}it runs on GPUs alone, and runtime.device is cpu; take auto")
+    if not _is_installed("flash_attn"):
+        raise RecipeError(
+            f"{said}flash_attn is not installed: pip install flash-attn, or take auto, which uses torch's"
+        )
 
 
 def check_home(home: Path) -> None:
@@ -90,6 +107,29 @@ def _check_gpus(stage: Stage) -> None:
         raise RecipeError(
             f"runtime.processes: {n_processes}, but torch sees {n_gpus} GPUs; ask for fewer, or for `device: cpu`"
         )
+
+
+def _check_bitsandbytes(stage: Stage) -> None:
+    """Raises RecipeError where a stage needs bitsandbytes, and it is missing or cannot do that here."""
+    needs = list(_list_bitsandbytes_settings(stage.settings))
+    if not needs:
+        return
+    if not _is_installed("bitsandbytes"):
+        raise RecipeError(f"{needs[0]}: bitsandbytes is not installed: pip install 'qwen-align[qlora]'")
+    if stage.runtime.deepspeed:
+        raise RecipeError(f"{needs[0]}: does not run under runtime.deepspeed; leave one of the two out")
+    paged = next((one for one in needs if "paged" in one), None)
+    if paged and (stage.runtime.device == "cpu" or not count_gpus()):
+        raise RecipeError(f"{paged}: pages between a GPU and host memory, and there is no GPU here; leave out paged")
+
+
+def _list_bitsandbytes_settings(settings: Any) -> Iterator[str]:
+    """Yields the settings of a stage that bitsandbytes is needed for, with their values."""
+    if isinstance(settings, Optimizer) and settings.optimizer != "adamw":
+        yield f"optimizer: {settings.optimizer}"
+    lora = getattr(settings, "lora", None)
+    if isinstance(lora, Lora) and lora.base_weights == "nf4":
+        yield "lora.base_weights: nf4"
 
 
 def _is_installed(package: str) -> bool:

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from qwen_align.align.generation.local import has_full_attention, supports_masks
+from qwen_align.align.models.fp32_head import Fp32Linear
+from qwen_align.align.models.packed_attention import SDPA, can_pack, read_rows
 from qwen_align.align.rl.micro_batches import MicroBatch
-from qwen_align.align.training.trl_compat import score_tokens
+from qwen_align.align.training.token_scores import score_tokens
 
 POLICY_ADAPTER, VALUE_ADAPTER = "default", "value"
 
@@ -42,7 +42,7 @@ class Critic(nn.Module):
     def __init__(self, hidden_size: int, trunk: nn.Module | None = None, *, detached: bool = False) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = nn.Linear(hidden_size, 1)
+        self.head = Fp32Linear(hidden_size, 1)
         self.detached = detached
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -50,19 +50,31 @@ class Critic(nn.Module):
     def predict_values(self, hidden: Tensor) -> Tensor:
         """Predicts the return that follows each token from its hidden state; (M, H) -> (M,)."""
         states = hidden.detach() if self.detached else hidden
-        values: Tensor = self.head(states.to(self.head.weight.dtype))
+        values: Tensor = self.head(states)
         return values[:, 0]
 
 
 class Actor(nn.Module):
-    """A policy module, with a critic module beside it for PPO."""
+    """A policy module, with a critic module beside it for PPO.
 
-    def __init__(self, policy: PreTrainedModel | PeftModel, temperature: float, critic: Critic | None = None) -> None:
+    `attention`: a registered implementation for packed rows, which all its models are given.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        temperature: float,
+        critic: Critic | None = None,
+        *,
+        attention: str = SDPA,
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
         self.temperature = temperature
         self.config = self.causal_lm.config  # what DeepSpeed's "auto" values are read from
+        for model in (self.causal_lm, *self._backbones[1:]):
+            model.set_attn_implementation(attention)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -80,21 +92,30 @@ class Actor(nn.Module):
         return isinstance(self.policy, PeftModel) and VALUE_ADAPTER in self.policy.peft_config
 
     def forward(
-        self, batch: MicroBatch, *, policy: bool = True, values: bool = False, temperature: float | None = None
+        self,
+        batch: MicroBatch,
+        *,
+        policy: bool = True,
+        entropies: bool = True,
+        values: bool = False,
+        temperature: float | None = None,
     ) -> Scores:
-        """Computes the log-probs and entropies of a micro-batch's tokens, and the critic's values on request.
+        """Computes the log-probs of a micro-batch's tokens, their entropies, and the critic's values on request.
 
         The temperature is that of the sampling if none is given.
         """
-        logps = entropies = hidden = None
+        scores = Scores(None, None, None)
+        hidden = None
         if policy or (values and self._shares_states):
             hidden = _compute_states(self.causal_lm.base_model, batch)
         if policy:
             assert hidden is not None
             head: Any = self.causal_lm.get_output_embeddings()
-            scores = score_tokens(hidden, head, batch.targets, temperature or self.temperature)
-            logps, entropies = _scatter_to_rows(scores.logps, batch), _scatter_to_rows(scores.entropies, batch)
-        return Scores(logps, entropies, self._compute_values(batch, hidden) if values else None)
+            temperature = temperature or self.temperature
+            flat = score_tokens(hidden, head, batch.targets, temperature, needs_entropies=entropies)
+            spread = None if flat.entropies is None else _scatter_to_rows(flat.entropies, batch)
+            scores = Scores(_scatter_to_rows(flat.logps, batch), spread, None)
+        return scores._replace(values=self._compute_values(batch, hidden)) if values else scores
 
     @property
     def _shares_states(self) -> bool:
@@ -131,16 +152,14 @@ class Actor(nn.Module):
 
     @property
     def can_share_prompts(self) -> bool:
-        """Returns whether the completions of a prompt can attend to keys and values computed once for that prompt."""
-        backbones = [self.causal_lm.base_model]
-        if self.critic is not None and self.critic.trunk is not None:
-            backbones.append(self.critic.trunk)
-        return all(
-            supports_masks(backbone.config)
-            and has_full_attention(backbone.config)
-            and not backbone.is_gradient_checkpointing
-            for backbone in backbones
-        )
+        """Returns whether the completions of a prompt can attend to a prompt that is computed once."""
+        return all(can_pack(backbone.config) for backbone in self._backbones)
+
+    @property
+    def _backbones(self) -> list[Any]:
+        """Returns the models whose hidden states are read: the policy's, and the critic's own if it has one."""
+        trunk = None if self.critic is None else self.critic.trunk
+        return [self.causal_lm.base_model, *([] if trunk is None else [trunk])]
 
     def gradient_checkpointing_enable(self, **settings: Any) -> None:
         """Enables gradient checkpointing in the policy and in the critic's own trunk.
@@ -188,42 +207,7 @@ def activate_adapter(model: nn.Module, adapter: str) -> None:
 
 def _compute_states(backbone: Any, batch: MicroBatch) -> Tensor:
     """Computes the hidden states from which the tokens of the micro-batch's completions are predicted; (M, H)."""
-    states = (
-        _encode_with_shared_prompts(backbone, batch) if batch.shares_prompts else _encode_separately(backbone, batch)
-    )
-    return states[batch.tokens]
-
-
-def _encode_separately(backbone: Any, batch: MicroBatch) -> Tensor:
-    """Computes the hidden states of each completion behind its own copy of the prompt; (B, T, H).
-
-    Causal attention needs no mask: the padding is on the right.
-    """
-    input_ids, positions = batch.join_prompts()
-    hidden: Tensor = backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
-def _encode_with_shared_prompts(backbone: Any, batch: MicroBatch) -> Tensor:
-    """Computes the hidden states of completions that attend to the cached keys of shared prompts; (B, T, H).
-
-    Each prompt is encoded once.
-    """
-    cache = DynamicCache(config=backbone.config)
-    backbone(input_ids=batch.prompts, past_key_values=cache, use_cache=True)
-    cache.batch_select_indices(batch.prompt_of)
-    n_prompt = batch.n_prompt[batch.prompt_of][:, None]
-    seen = torch.arange(batch.prompts.shape[1], device=n_prompt.device) < n_prompt
-    columns = torch.arange(batch.input_ids.shape[1], device=n_prompt.device)
-    done = backbone(
-        input_ids=batch.input_ids,
-        past_key_values=cache,
-        use_cache=True,
-        attention_mask=torch.cat([seen, torch.ones_like(batch.input_ids, dtype=torch.bool)], dim=1).long(),
-        position_ids=n_prompt + columns,
-    )
-    hidden: Tensor = done.last_hidden_state
-    return hidden
+    return read_rows(backbone, batch.input_ids, batch.layout).index_select(0, batch.places)
 
 
 def _scatter_to_rows(flat: Tensor, batch: MicroBatch) -> Tensor:

@@ -3,14 +3,16 @@
 Prompts are computed once.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from qwen_align.align.models.packed_attention import PackedLayout
 from qwen_align.align.rl.rollouts import Rollouts
+from qwen_align.align.settings.runtime import Runtime
 
 
 def split_among_processes(rollouts: Rollouts, rows: Sequence[int], n: int) -> list[list[int]]:
@@ -34,49 +36,56 @@ def split_among_processes(rollouts: Rollouts, rows: Sequence[int], n: int) -> li
 
 
 class MicroBatch(NamedTuple):
-    """Padded token tensors of several completions and their prompts, for one forward pass.
+    """The tokens of several completions and their prompts, one behind another without padding, for one forward pass.
 
-    Each prompt is there once, or once a completion. A prompt lies in `prompts` without its last token. That is the
-    first of the row's `input_ids`, before the completion without its own last: each column of a row says the next
-    token. All padding is on the right.
+    A prompt of several completions is there once, without its last token, which is the first of each completion's own
+    row. Any other completion's row begins with its prompt. No row has the completion's last token, which predicts
+    nothing.
     """
 
     rows: list[int]
-    prompts: Tensor  # (G, P)
-    n_prompt: Tensor  # (G,) tokens there
-    prompt_of: Tensor  # (B,) number of each row's prompt
-    input_ids: Tensor  # (B, T)
-    targets: Tensor  # (M,) the tokens that are scored, row by row
+    layout: PackedLayout
+    input_ids: Tensor  # (N,)
+    places: Tensor  # (M,) the tokens of the N that predict one which is scored, row by row
+    targets: Tensor  # (M,) the tokens that are scored
     tokens: Tensor  # (B, T) bool: which of the (B, T) of a completion's tokens are there
 
     def to(self, device: torch.device) -> "MicroBatch":
-        return MicroBatch(self.rows, *(tensor.to(device) for tensor in self[1:]))
+        return MicroBatch(self.rows, self.layout, *(tensor.to(device) for tensor in self[2:]))
 
     @property
     def shares_prompts(self) -> bool:
-        """Returns whether at least two completions share a prompt that is encoded once."""
-        return len(self.prompts) < len(self.rows) and self.prompts.shape[1] > 0
-
-    def join_prompts(self) -> tuple[Tensor, Tensor]:
-        """Joins each completion to its prompt and returns the token ids (B, L) and predicting columns (B, T).
-
-        The hidden state at such a column predicts a token of the completion.
-        """
-        n_prompt = self.n_prompt[self.prompt_of][:, None]
-        both = torch.cat([self.prompts[self.prompt_of], self.input_ids], dim=1)
-        columns = torch.arange(int((n_prompt + self.tokens.sum(1, keepdim=True)).max()), device=both.device)
-        source = torch.where(columns < n_prompt, columns, columns - n_prompt + self.prompts.shape[1])
-        positions = n_prompt + torch.arange(self.input_ids.shape[1], device=both.device)
-        return both.gather(1, source.clamp(max=both.shape[1] - 1)), positions.clamp(max=len(columns) - 1)
+        """Returns whether at least two completions share a prompt that is computed once."""
+        return any(prompt is not None for prompt in self.layout.prompts)
 
 
 # On a CPU a pass over more tokens leaves the processor's caches even with half a million parameters: 28,000 at once
 # took 4 times as long as 2,000 at a time (measured on 2 cores with 2 MiB of level-2 cache each).
 CPU_TOKENS = 2048
 
-# Into how many classes of length completions are sorted before those of one prompt are put side by side: one shares
-# prompts most, many leave least padding. The cheapest is taken.
-LENGTH_CLASSES = (1, 2, 4, 8, 16)
+
+class PassLimits(NamedTuple):
+    """How much goes into one forward pass: as many tokens as `max_rows` of the longest rows, and `max_tokens`.
+
+    None: no such limit; there is at least one. A longer row goes alone.
+    """
+
+    max_rows: int | None = None
+    max_tokens: int | None = None
+
+    def compute_budget(self, lengths: Iterable[int]) -> int:
+        """Returns the largest number of tokens in a pass over rows of these lengths."""
+        limits = [] if self.max_tokens is None else [self.max_tokens]
+        if self.max_rows is not None:
+            limits.append(self.max_rows * max(lengths, default=0))
+        return min(limits)
+
+
+def get_pass_limits(runtime: Runtime, device_type: str) -> PassLimits:
+    """Returns the limits of a forward pass: `micro_batch_tokens`, or else `micro_batch` and what suits a CPU."""
+    if runtime.micro_batch_tokens is not None:
+        return PassLimits(max_tokens=runtime.micro_batch_tokens)
+    return PassLimits(runtime.micro_batch, CPU_TOKENS if device_type == "cpu" else None)
 
 
 class _Row(NamedTuple):
@@ -93,21 +102,23 @@ class _Row(NamedTuple):
 
 
 def iterate_micro_batches(
-    rollouts: Rollouts, rows: Sequence[int], *, max_rows: int, max_tokens: int | None = None, share_prompts: bool = True
+    rollouts: Rollouts,
+    rows: Sequence[int],
+    *,
+    max_rows: int | None = None,
+    max_tokens: int | None = None,
+    share_prompts: bool = True,
 ) -> Iterator[MicroBatch]:
-    """Packs completions into micro-batches within a token budget and yields these.
+    """Packs completions into micro-batches within the `PassLimits` and yields these.
 
-    The budget is that of `max_rows` of the longest rows, and at most `max_tokens`. So short completions go in larger
-    numbers, and more of them where they share a prompt. A longer row goes alone.
+    So short completions go in larger numbers, and more of them where they share a prompt.
     """
     n_prompt, n_tokens = rollouts.n_prompt.tolist(), rollouts.n_tokens.tolist()
     parts = torch.split(rollouts.ids, (rollouts.n_prompt + rollouts.n_tokens).tolist())
     names = {row: parts[row][: n_prompt[row] - 1].numpy().tobytes() if share_prompts else b"%d" % row for row in rows}
     all_rows = [_Row(row, names[row], n_prompt[row], n_tokens[row]) for row in rows]
-    budget = max_rows * max((row.length for row in all_rows), default=0)
-    budget = budget if max_tokens is None else min(budget, max_tokens)
-    for rows_of_pass in _plan_passes(all_rows, budget):
-        numbers = [row.number for row in rows_of_pass]
+    budget = PassLimits(max_rows, max_tokens).compute_budget(row.length for row in all_rows)
+    for numbers in _plan_passes(all_rows, budget):
         yield build_micro_batch(
             numbers, [parts[n] for n in numbers], [n_prompt[n] for n in numbers], [names[n] for n in numbers]
         )
@@ -139,61 +150,72 @@ def add_idle_batches(batches: Sequence[list[MicroBatch]], rank: int) -> tuple[li
     return batches[rank], batches[0][:1] * (max(map(len, batches)) - len(batches[rank]))
 
 
-def _plan_passes(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
-    """Sorts the rows in several ways and returns the cheapest packing into forward passes."""
-    plans = [_pack_neighbours(sorted(rows, key=lambda row: (-row.length, row.number)), budget)]
-    ordered = sorted(rows, key=lambda row: (-row.n_tokens, row.number))
-    for classes in LENGTH_CLASSES:
-        length_class = {row.number: position * classes // len(rows) for position, row in enumerate(ordered)}
-        alike = sorted(ordered, key=lambda row: (length_class[row.number], -row.n_prompt, row.prompt, row.number))
-        plans.append(_pack_neighbours(alike, budget))
-    return min(plans, key=lambda plan: plan[1])[0]
+def _plan_passes(rows: Sequence[_Row], budget: int) -> list[list[int]]:
+    """Packs rows into forward passes within the token budget and returns the row numbers of each.
 
-
-def _pack_neighbours(rows: Sequence[_Row], budget: int) -> tuple[list[list[_Row]], int]:
-    """Packs neighbouring rows into forward passes within the token budget and returns these and their cost.
-
-    The cost is the number of tokens computed, padding included.
+    Rows of one prompt stay together as far as they fit into one pass.
     """
-    passes: list[list[_Row]] = []
-    prompts: set[bytes] = set()
-    n_prompt = n_tokens = length = cost = total = 0
-    for row in rows:
-        widest = max(n_prompt, row.n_prompt), max(n_tokens, row.n_tokens), max(length, row.length)
-        n_rows = len(passes[-1]) + 1 if passes else 1
-        n_prompts = len(prompts) + (row.prompt not in prompts)
-        more = n_prompts * widest[0] + n_rows * widest[1] if n_prompts < n_rows else n_rows * widest[2]
-        if not passes or more > budget:
-            total += cost
-            passes.append([])
-            prompts, widest, more = set(), (row.n_prompt, row.n_tokens, row.length), row.length
-        passes[-1].append(row)
-        prompts.add(row.prompt)
-        n_prompt, n_tokens, length = widest
-        cost = more
-    return passes, total + cost
+    groups: dict[bytes, list[_Row]] = {}
+    for row in sorted(rows, key=lambda row: (-row.n_tokens, row.number)):
+        groups.setdefault(row.prompt, []).append(row)
+    units: list[tuple[int, list[int]]] = []  # tokens, and the numbers of rows that stay together
+    for group in groups.values():
+        n_prompt, n_tokens, numbers = group[0].n_prompt, 0, list[int]()
+        for row in group:
+            if numbers and n_prompt + n_tokens + row.n_tokens > budget:
+                units.append((n_prompt + n_tokens, numbers))
+                n_tokens, numbers = 0, []
+            n_tokens += row.n_tokens
+            numbers.append(row.number)
+        units.append((n_prompt + n_tokens, numbers))
+    return [[number for _, numbers in part for number in numbers] for part in fill_passes(units, budget)]
+
+
+def fill_passes(units: Sequence[tuple[int, list[int]]], budget: int) -> list[list[tuple[int, list[int]]]]:
+    """Packs units of some tokens into as few forward passes within the budget as a simple rule finds.
+
+    The longest go first, each to the first pass that has room. A longer unit than the budget goes alone.
+    """
+    passes: list[list[tuple[int, list[int]]]] = []
+    room: list[int] = []
+    for unit in sorted(units, key=lambda unit: (-unit[0], unit[1])):
+        fitting = next((number for number, left in enumerate(room) if left >= unit[0]), None)
+        if fitting is None:
+            passes.append([unit])
+            room.append(budget - unit[0])
+        else:
+            passes[fitting].append(unit)
+            room[fitting] -= unit[0]
+    return passes
 
 
 def build_micro_batch(
     rows: list[int], ids: Sequence[Tensor], n_prompt: Sequence[int], prompts: Sequence[Hashable] | None = None
 ) -> MicroBatch:
-    """Pads rows of token ids into a micro-batch in which the first `n_prompt` tokens of each are not scored.
+    """Packs rows of token ids into a micro-batch in which the first `n_prompt` tokens of each are not scored.
 
     `n_prompt` is at least one. Rows of equal `prompts` share what they have before their prompt's last token; without,
     none do.
     """
-    names = range(len(rows)) if prompts is None else prompts
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    shared = {name: part[: n - 1] for name, part, n in zip(names, ids, n_prompt, strict=True)}
-    before = [shared[name] for name in numbers]
-    pad = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    names: Sequence[Hashable] = range(len(rows)) if prompts is None else prompts
+    counts = Counter(names)
+    shared = {
+        name: part[: n - 1] for name, part, n in zip(names, ids, n_prompt, strict=True) if counts[name] > 1 and n > 1
+    }
+    numbers = {name: number for number, name in enumerate(shared)}
+    own = [
+        part[n - 1 : -1] if name in shared else part[:-1] for name, part, n in zip(names, ids, n_prompt, strict=True)
+    ]
     n_tokens = torch.tensor([len(part) - n for part, n in zip(ids, n_prompt, strict=True)])
+    layout = PackedLayout(
+        (*map(len, shared.values()), *map(len, own)), (*(None for _ in shared), *(numbers.get(name) for name in names))
+    )
+    ends = [start + len(part) for start, part in zip(layout.starts[len(shared) :], own, strict=True)]
     return MicroBatch(
         rows,
-        prompts=pad(before),
-        n_prompt=torch.tensor([len(part) for part in before]),
-        prompt_of=torch.tensor([numbers[name] for name in names]),
-        input_ids=pad([part[n - 1 : -1] for part, n in zip(ids, n_prompt, strict=True)]),
+        layout,
+        input_ids=torch.cat([*shared.values(), *own]),
+        places=torch.cat([torch.arange(end - n, end) for end, n in zip(ends, n_tokens.tolist(), strict=True)]),
         targets=torch.cat([part[n:] for part, n in zip(ids, n_prompt, strict=True)]),
         tokens=torch.arange(int(n_tokens.max())) < n_tokens[:, None],
     )

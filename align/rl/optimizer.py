@@ -1,8 +1,9 @@
 """Builds optimiser parameter groups and the learning-rate schedule for a policy and its critic."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
@@ -32,6 +33,20 @@ def group_parameters(
         for is_decayed in (True, False)
     ]
     return [group for group in groups if group["params"]]
+
+
+def keep_embeddings_in_32_bits(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Keeps AdamW's moment estimates of embeddings in 32 bits where an optimiser holds those of others in 8.
+
+    As transformers' Trainer does for its own optimisers (arXiv:2110.02861, section 2.3). `settings`: the optimiser's.
+    """
+    if settings.get("optim_bits") != 8:
+        return
+    from bitsandbytes.optim import GlobalOptimManager
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(module, "weight", {"optim_bits": 32})
 
 
 def build_schedule(optimizer: Optimizer, args: TrainingArguments, n_steps: int, n_critic_updates: int) -> LambdaLR:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Scores
-from qwen_align.align.rl.micro_batches import MicroBatch, build_micro_batch
+from qwen_align.align.rl.micro_batches import MicroBatch, PassLimits, build_micro_batch, fill_passes
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class RawTexts:
         assert scores.logps is not None
         return -scores.logps.sum() / max(n_tokens, 1)
 
-    def pack_micro_batches(self, numbers: Sequence[int], *, max_rows: int) -> Iterator[MicroBatch]:
+    def pack_micro_batches(self, numbers: Sequence[int], limits: PassLimits) -> Iterator[MicroBatch]:
         """Packs the texts with these indices into micro-batches, the longest first.
 
         The first token of each is not scored.
         """
-        ordered = sorted(numbers, key=lambda number: (-len(self.samples[number].ids), number))
-        for start in range(0, len(ordered), max_rows):
-            part = ordered[start : start + max_rows]
-            ids = [torch.tensor(self.samples[number].ids) for number in part]
-            yield build_micro_batch(part, ids, [1] * len(part))
+        units = [(len(self.samples[number].ids), [number]) for number in numbers]
+        for part in fill_passes(units, limits.compute_budget(n_tokens for n_tokens, _ in units)):
+            chosen = [number for _, (number,) in part]
+            ids = [torch.tensor(self.samples[number].ids) for number in chosen]
+            yield build_micro_batch(chosen, ids, [1] * len(chosen))

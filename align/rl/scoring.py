@@ -30,7 +30,7 @@ class Scorer(NamedTuple):
 
         Tokens of other completions are NaN.
         """
-        return self._score_tokens(rollouts, rows, lambda batch: model(batch, policy=True, values=False).logps)
+        return self._score_tokens(rollouts, rows, lambda batch: model(batch, entropies=False).logps)
 
     def score_values(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> Tensor:
         """Returns the critic's value of every token of the given completions, as a flat tensor.

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.assign_advantages import compute_mean_kl, estimate_reference_kl
@@ -30,9 +31,15 @@ from qwen_align.align.rl.collect import RolloutBatch, build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
 from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
-from qwen_align.align.rl.micro_batches import CPU_TOKENS, MicroBatch, add_idle_batches, pack_micro_batches
+from qwen_align.align.rl.micro_batches import (
+    MicroBatch,
+    PassLimits,
+    add_idle_batches,
+    get_pass_limits,
+    pack_micro_batches,
+)
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
-from qwen_align.align.rl.optimizer import build_schedule, group_parameters
+from qwen_align.align.rl.optimizer import build_schedule, group_parameters, keep_embeddings_in_32_bits
 from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollout_batches import RolloutSource
 from qwen_align.align.rl.rollouts import Rollouts
@@ -158,6 +165,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             groups = group_parameters(self.model, decayed, self.args, critic.learning_rate if critic else None)
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(groups, **settings)
+            keep_embeddings_in_32_bits(self.model, settings)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -327,8 +335,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         if self.texts is None or self._is_critic_warmup:
             return []
         numbers = self.texts.choose_texts(self.state.global_step)
-        n_tokens, max_rows, world = self.texts.count_loss_tokens(numbers), self.context.runtime.micro_batch, self._world
-        batches = [list(self.texts.pack_micro_batches(numbers[r::world], max_rows=max_rows)) for r in range(world)]
+        n_tokens, world = self.texts.count_loss_tokens(numbers), self._world
+        batches = [list(self.texts.pack_micro_batches(numbers[r::world], self._pass_limits)) for r in range(world)]
         mine, idle = add_idle_batches(batches, self._rank)
         passes: list[Callable[[Any], Tensor]]
         passes = [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens) for batch in mine]
@@ -337,7 +345,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     def _compute_text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
         """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient."""
         assert self.texts is not None
-        loss = share * self.texts.compute_loss(model(batch.to(self.args.device), temperature=1.0), n_tokens)
+        scores = model(batch.to(self.args.device), entropies=False, temperature=1.0)
+        loss = share * self.texts.compute_loss(scores, n_tokens)
         self._add_sums({"ptx/loss": loss.detach()})
         assert self.algorithm.ptx is not None
         return self.algorithm.ptx.coefficient * loss
@@ -381,7 +390,14 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
 
     # --- checkpoints, and what the stage hands on
 
-    def save_policy(self, folder: str) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the policy for the next stage; transformers itself calls this for checkpoints."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+        else:
+            self._save_policy(output_dir or str(self.args.output_dir))
+
+    def _save_policy(self, folder: str) -> None:
         """Saves the policy alone, as a model folder or an adapter folder in Hugging Face form."""
         policy, only_policy = self.model.policy, dict[str, Any]()
         if isinstance(policy, PeftModel):
@@ -391,6 +407,10 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             only_policy["state_dict"] = {
                 name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
             }
+        elif self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
+            only_policy["state_dict"] = policy.state_dict()
+        if "state_dict" in only_policy and self.handed_on_dtype is not None:
+            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
         if self.args.should_save:
             policy.save_pretrained(folder, **only_policy)
 
@@ -476,10 +496,13 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             rollouts,
             rows,
             (self._rank, self._world),
-            max_rows=self.context.runtime.micro_batch,
-            max_tokens=CPU_TOKENS if self.args.device.type == "cpu" else None,
             share_prompts=self.model.can_share_prompts,
+            **self._pass_limits._asdict(),
         )
+
+    @property
+    def _pass_limits(self) -> PassLimits:
+        return get_pass_limits(self.context.runtime, self.args.device.type)
 
     def _sync_gradients_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
         """Returns a context manager in which devices exchange gradients only in the last forward pass."""

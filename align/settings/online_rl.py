@@ -343,6 +343,13 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         return refuse_dropout(self, self.lora)
 
     @model_validator(mode="after")
+    def _check_engine_has_base(self) -> Self:
+        """Raises ValueError if vLLM, which has the base in full precision, would draw for a policy in 4 bits."""
+        if self.lora and self.lora.base_weights == "nf4" and self.engine != "local":
+            raise ValueError("lora.base_weights: nf4: only engine: local draws from the 4-bit policy that is trained")
+        return self
+
+    @model_validator(mode="after")
     def _check_single_reference(self) -> Self:
         """Raises ValueError if the reference policy would be synchronised although LoRA is used."""
         if self.lora and self.kl and self.kl.reference_sync_steps:

@@ -84,7 +84,7 @@ class Ppo(OnlineRl):
 
     def check_runtime(self, runtime: Runtime) -> None:
         """Raises RecipeError where activations would be computed again under another adapter than at first."""
-        if runtime.gradient_checkpointing and self.lora and self.critic.kind == "separate":
+        if runtime.gradient_checkpointing is True and self.lora and self.critic.kind == "separate":
             raise RecipeError(
                 "runtime.gradient_checkpointing: with critic: separate and lora activations would be computed again "
                 "under the wrong adapter; leave it out, or take critic: {kind: head}"

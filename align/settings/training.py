@@ -71,7 +71,7 @@ class Optimizer(Strict):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
         "adamw",
         description="implementation of AdamW: 8bit = moment estimates in 8 bits; paged = moved to host memory when the "
-        "GPU's is full (both of bitsandbytes)",
+        "GPU's is full, on GPUs only (both of bitsandbytes, and not yet run on a GPU here)",
     )
     precision: Annotated[Literal["auto", "fp32", "bf16"], ALWAYS_IN_KEY] = Field(
         "auto",
@@ -80,6 +80,10 @@ class Optimizer(Strict):
     )
     save_weights: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="precision in which a model trained without lora is handed on; auto = as the files it started from",
+        description="precision in which a model trained without lora is handed on; auto = bf16 where its files and the "
+        "computation are, at a learning rate of 1e-5 or more (below, rounding loses most of the update), else fp32",
     )
-    tf32: bool = Field(False, description="let GPUs multiply fp32 matrices with 10 bits of mantissa (TF32): faster")
+    tf32: bool = Field(
+        False,
+        description="let GPUs multiply fp32 matrices with 10 bits of mantissa (TF32): faster; without effect on a CPU",
+    )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import PairStream
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -29,6 +30,7 @@ from qwen_align.align.training.stored_rows import render_once
 def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Trains the model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     stream = PairStream(loading.load_renderer(source), require_row_type(Pair, rows), settings.max_tokens)
     rendered = render_once(out, context, stream, build_columns)
@@ -38,12 +40,9 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     steps = count_optimizer_steps(rendered.n_rows, settings.epochs, settings.batch)
     row_order = draw_row_order(rendered.n_rows, steps * settings.batch, context.seed)
     loss = PREFERENCE_LOSSES[settings.loss]
-    # With adapters the reference is the policy with the new adapter off.
-    has_reference_model = loss.needs_reference and not settings.lora
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     trainer = PreferenceTrainer(
         model=model,
-        ref_model=loading.load_model(source) if has_reference_model else None,
         args=trl_arguments.build_dpo_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
         train_dataset=rendered.dataset.select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
@@ -55,8 +54,11 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
         loss=loss,
         sft_weight=settings.sft_weight,
     )
-    fit.train_and_save(trainer, source, out, context)
-    return {"samples": rendered.n_rows, "dropped": rendered.dropped, "steps": steps}
+    prepare_adapters(trainer.model)
+    fit.train_and_save(trainer, settings, source, out, context)
+    summary = {"samples": rendered.n_rows, "dropped": rendered.dropped, "steps": steps}
+    probe = [*rendered.dataset[0]["prompt_ids"], *rendered.dataset[0]["chosen_ids"]]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_columns(pair: PairIds) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
     renderer = loading.load_renderer(source)
     check_rewards(settings.rewards)
     all_asked = _render_questions(settings, inputs, renderer, loading.find_length_limit(source))
-    engine = load_engine(source, renderer, context)
+    engine = load_engine(source, renderer, context, settings.precision)
     draw_settings = SamplingRequest(settings.sampling, settings.completions_per_prompt, context.seed)
     device, rows_at_once = loading.choose_device(context.runtime), context.runtime.micro_batch
     scorer = (

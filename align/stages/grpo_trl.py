@@ -27,9 +27,10 @@ from qwen_align.align.generation.requests import (
     measure_prompts,
     render_problem,
 )
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_room_for_completions
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Problem, read_rows, require_row_type
 from qwen_align.align.settings.grpo import Grpo
@@ -69,7 +70,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     ]
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, spec, context.runtime)
     trainer = GrpoTrainer(
         model=model,
         reward_funcs=callbacks.judge,
@@ -81,9 +82,12 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         rollout_func=callbacks.sample_rollouts,
         callbacks=[ProgressCallback(context), ReferenceStartCheck()],
     )
+    prepare_adapters(trainer.model)
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(loading.load_model(source).state_dict())
-    fit.train_and_save(trainer, source, out, context)
+        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(
+            loading.load_model(source, "fp32").state_dict()
+        )
+    fit.train_and_save(trainer, spec, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts_per_step * spec.completions_per_prompt
     without = round(sum(line["no_verdict_share"] for line in logged) * completions)
@@ -92,6 +96,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
         "steps": spec.steps,
         "completions": spec.steps * completions,
         "no_verdict": without,
+        **measure_quantization(trainer.model, out, prompts[0].prompt.ids, context),
     }
 
 

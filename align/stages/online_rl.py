@@ -14,9 +14,12 @@ from qwen_align.align.errors import DataError
 from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, measure_prompts, render_problem
 from qwen_align.align.generation.vllm import VllmEngine
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base, reward_scorer
+from qwen_align.align.models.bf16_weights import hold_frozen_in_bf16
 from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.packed_attention import choose_attention
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_rows
@@ -39,7 +42,7 @@ from qwen_align.reward.verdict import Verdict
 
 
 def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
-    """Trains the stage's policy with the algorithm and returns the stage's summary."""
+    """Trains the stage's policy with the algorithm, whose settings are resolved, and returns the stage's summary."""
     spec = algorithm.settings
     source = inputs[spec.from_model]
     renderer = loading.load_renderer(source)
@@ -57,7 +60,8 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     scorer = algorithm.critic.from_scorer if algorithm.critic else None
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
-    actor = _build_actor(algorithm, source, inputs, context.seed)
+    attention = choose_attention(context.runtime.attention, loading.choose_device(context.runtime).type)
+    actor = _build_actor(algorithm, source, inputs, context, attention)
     trainer = OnlineTrainer(
         actor,
         trl_arguments.build_online_rl_arguments(
@@ -66,22 +70,20 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         algorithm,
         _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),
         context,
-        reference=_load_reference(algorithm, source),
+        reference=_load_reference(algorithm, source, attention),
         texts=texts,
         callbacks=[ProgressCallback(context)],
     )
     if isinstance(spec.engine, Vllm):
         trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, renderer, source))
-    fit.run_trainer(trainer, out, context)
-    fit.save_trained_model(
-        source, out, context, is_adapter=isinstance(actor.policy, PeftModel), save=trainer.save_policy
-    )
+    fit.train_and_save(trainer, spec, source, out, context)
     summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps, "skipped_updates": trainer.skipped}
     if spec.held_out:
         figures = trainer.measure_held_out_now()
         summary |= {f"held_out_{name}": value for name, value in figures._asdict().items()}
     if trainer.texts is not None:
         summary |= {"ptx_texts": len(trainer.texts.samples), "dropped": trainer.texts.dropped}
+    summary |= measure_quantization(actor.policy, out, prompts[0].prompt.ids, context)
     return {**summary, "counts": dict(sorted(trainer.rollout_source.counts.items()))}
 
 
@@ -90,11 +92,13 @@ def _read_problems(refs: Any, inputs: Mapping[str, Path]) -> list[Problem]:
     return list(require_row_type(Problem, chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in refs)))
 
 
-def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], seed: int) -> Actor:
+def _build_actor(
+    algorithm: Algorithm, source: Path, inputs: Mapping[str, Path], context: Context, attention: str
+) -> Actor:
     """Loads the policy as an actor, with new adapters for LoRA and a value model if the algorithm has one."""
-    set_seed(seed)  # Trainer does so too late: new adapters are random
+    set_seed(context.seed)  # Trainer does so too late: new adapters are random
     spec, settings = algorithm.settings, algorithm.critic
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, spec, context.runtime)
     policy: PreTrainedModel | PeftModel = model
     value_adapter = build_lora_config(spec.lora, model)  # before PEFT puts layers of its own into the model
     if spec.lora:
@@ -104,7 +108,7 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if settings.from_scorer:
-            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer])
+            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer], "fp32")
             trunk, head = started.base_model, started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
@@ -112,15 +116,16 @@ def _build_actor(algorithm: Algorithm, source: Path, inputs: Mapping[str, Path],
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
-            trunk = loading.load_model(source).base_model
+            trunk = loading.load_model(source, "fp32").base_model
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
+    prepare_adapters(policy)
     temperature = spec.sampling.resolve_for_policy().temperature
-    return Actor(policy, temperature, critic)
+    return Actor(policy, temperature, critic, attention=attention)
 
 
-def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
+def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor | None:
     """Loads the reference policy as a separate model.
 
     Returns None without a KL penalty, or if it is the policy without its adapters.
@@ -128,7 +133,10 @@ def _load_reference(algorithm: Algorithm, source: Path) -> Actor | None:
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    return Actor(loading.load_model(source), spec.sampling.resolve_for_policy().temperature)
+    model = loading.load_model(source, "fp32")
+    if spec.precision == "bf16":
+        hold_frozen_in_bf16(model)
+    return Actor(model, spec.sampling.resolve_for_policy().temperature, attention=attention)
 
 
 def _build_rollout_source(
@@ -142,7 +150,7 @@ def _build_rollout_source(
 ) -> RolloutSource:
     """Builds the source of judged rollouts from engine, prompt stream, judge and held-out set."""
     spec = algorithm.settings
-    engine = open_local_engine(actor.causal_lm, renderer, context.runtime)
+    engine = open_local_engine(actor.causal_lm, renderer, context.runtime, draws_in_bf16=spec.precision == "bf16")
     sampling, solved_by = spec.sampling.resolve_for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}

@@ -82,7 +82,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_supervised_training",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=3,
+        code_version=4,
         curve="steps",
     ),
     "dpo": StageKind(
@@ -91,7 +91,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_CHECKS}:check_training_on_pairs",
         forecast=f"{_CHECKS}:forecast_training",
         product="model",
-        code_version=2,
+        code_version=3,
         curve="steps",
     ),
     "reward_model": StageKind(
@@ -101,7 +101,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         forecast=f"{_CHECKS}:forecast_training",
         product="scorer",
         makes_head=True,
-        code_version=3,
+        code_version=4,
         curve="steps",
     ),
     "grpo": StageKind(
@@ -110,7 +110,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_SAMPLING_CHECKS}:check_online_rl",
         forecast=f"{_SAMPLING_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=9,
+        code_version=10,
         curve="steps",
     ),
     "ppo": StageKind(
@@ -119,7 +119,7 @@ STAGE_KINDS: dict[str, StageKind] = {
         check=f"{_SAMPLING_CHECKS}:check_online_rl",
         forecast=f"{_SAMPLING_CHECKS}:forecast_online_rl",
         product="model",
-        code_version=6,
+        code_version=7,
         curve="steps",
     ),
     "evaluate": StageKind(

@@ -9,14 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from trl import RewardTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import PairStream
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -36,6 +36,7 @@ class Trainer(AtomicCheckpoints, RewardTrainer):  # type: ignore[misc]
 def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Trains a reward model on preference pairs, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     renderer = loading.load_renderer(source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     stream = PairStream(renderer, require_row_type(Pair, rows), settings.max_tokens, needs_margin=settings.margins)
@@ -45,7 +46,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     require_length(loading.find_length_limit(source), rendered.longest, "a pair's side")
     steps = count_optimizer_steps(rendered.n_rows, settings.epochs, settings.batch)
     row_order = draw_row_order(rendered.n_rows, steps * settings.batch, context.seed)
-    model = reward_scorer.build_scorer_model(source, renderer.pad_id)
+    causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
+    model = quantized_base.build_scorer_model(causal, renderer.pad_id)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -54,10 +56,11 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
         peft_config=build_lora_config(settings.lora, model, head="score"),
         callbacks=[ProgressCallback(context, tokens_per_step=rendered.count_tokens(row_order) / steps)],
     )
-    fit.run_trainer(trainer, out, context)
-    is_adapter = isinstance(trainer.model, PeftModel)
-    fit.save_trained_model(source, out, context, is_adapter=is_adapter, save=trainer.save_model)
-    return {"samples": rendered.n_rows, "dropped": rendered.dropped, "steps": steps}
+    prepare_adapters(trainer.model)
+    fit.train_and_save(trainer, settings, source, out, context)
+    summary = {"samples": rendered.n_rows, "dropped": rendered.dropped, "steps": steps}
+    probe = rendered.dataset[0]["chosen_ids"]
+    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
 
 
 def build_columns(pair: PairIds, *, with_margin: bool) -> dict[str, Any]:

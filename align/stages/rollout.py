@@ -35,7 +35,12 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
         settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens
     )
     completions = sample_completions(
-        load_engine(source, renderer, context), renderer, requests, draw_settings, context, out / "parts"
+        load_engine(source, renderer, context, settings.precision),
+        renderer,
+        requests,
+        draw_settings,
+        context,
+        out / "parts",
     )
     if not context.is_main:
         deque(completions, maxlen=0)

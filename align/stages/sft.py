@@ -8,9 +8,10 @@ from typing import Any
 from trl import SFTTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.length_limit import require_length
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
+from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import SampleStream
 from qwen_align.align.rows import read_rows
@@ -30,6 +31,7 @@ class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
     """Fine-tunes the model on the rows' completions, saves it and returns the summary."""
     source = inputs[settings.from_model]
+    settings = loading.resolve_settings(settings, source)
     rows = chain.from_iterable(read_rows(inputs[ref] / "rows.jsonl") for ref in settings.from_data)
     stream = SampleStream(loading.load_renderer(source), rows, settings.max_tokens)
     rendered = render_once(out, context, stream, build_columns)
@@ -38,7 +40,7 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(rendered.n_rows, settings.epochs, settings.batch)
     row_order = draw_row_order(rendered.n_rows, steps * settings.batch, context.seed)
-    model = loading.load_model(source)
+    model = quantized_base.load_for_training(source, settings, context.runtime)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_sft_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -47,13 +49,15 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
         peft_config=build_lora_config(settings.lora, model),
         callbacks=[ProgressCallback(context, tokens_per_step=rendered.count_tokens(row_order) / steps)],
     )
-    fit.train_and_save(trainer, source, out, context)
+    prepare_adapters(trainer.model)
+    fit.train_and_save(trainer, settings, source, out, context)
     return {
         "samples": rendered.n_rows,
         "dropped": rendered.dropped,
         "modes": rendered.counts["modes"],
         "steps": steps,
         "supervised_tokens": rendered.counts["supervised_tokens"],
+        **measure_quantization(trainer.model, out, rendered.dataset[0]["input_ids"], context),
     }
 
 

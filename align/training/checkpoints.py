@@ -1,12 +1,16 @@
 """Writes checkpoints atomically and finds the newest undamaged checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import TrainerState, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json, remove_tree
 from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all
@@ -49,7 +53,11 @@ class AtomicCheckpoints:
 
     args: TrainingArguments
     state: TrainerState
+    model: Any
     _checkpoint_root: Path | None = None
+    handed_on_dtype: torch.dtype | None = (
+        None  # of a whole model that is saved for the next stage; checkpoints are fp32
+    )
 
     def _get_output_dir(self, trial: Any) -> str:
         """Returns the folder that transformers writes to.
@@ -71,6 +79,12 @@ class AtomicCheckpoints:
             _check_checkpoint_files(folder)
             publish_checkpoint(home, self.state.global_step)
         wait_for_all()
+
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Saves the model, cast to `handed_on_dtype` when it is to be handed on."""
+        if self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
+            state_dict = cast_state(self.model, state_dict or self.model.state_dict(), self.handed_on_dtype)
+        super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
 
     def _save_extra_state(self, folder: Path) -> None:
         """Saves a subclass's own state into the checkpoint folder.

@@ -1,10 +1,10 @@
 """Runs a transformers Trainer for a stage: starts or resumes it, stops it on request, saves the model."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from qwen_align.align.context import Context
@@ -12,15 +12,25 @@ from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import label_adapter
 from qwen_align.align.models.model_description import MODEL, locate_model_files
+from qwen_align.align.models.weight_precision import Trained, find_handed_on_precision
 from qwen_align.align.settings.stage import CanBeEmpty
-from qwen_align.align.store.files import write_json
+from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
+from qwen_align.align.training.activation_offloading import offload_activations
+
+CONFIG = "config.json"
+FP32 = torch.float32
 
 
-def train_and_save(trainer: Any, source: Path, out: Path, context: Context) -> None:
-    """Trains a model from its newest checkpoint or from the start, and saves the trained model."""
+def train_and_save(trainer: Any, settings: Trained, source: Path, out: Path, context: Context) -> None:
+    """Trains a model from its newest checkpoint or from the start, and saves the trained model.
+
+    `settings` are resolved.
+    """
     run_trainer(trainer, out, context)
-    save_trained_model(source, out, context, is_adapter=isinstance(trainer.model, PeftModel), save=trainer.save_model)
+    if not settings.lora:
+        trainer.handed_on_dtype = loading.DTYPES["bf16" if settings.save_weights == "bf16" else "fp32"]
+    _save_trained_model(trainer, settings, source, out, context)
 
 
 def run_trainer(trainer: Any, out: Path, context: Context) -> None:
@@ -28,6 +38,7 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
 
     Raises Preempted when it was asked to stop before the end.
     """
+    require_fp32_masters(trainer.model)
     n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
     if n_asked != n_actual:
         raise StageError(f"runtime asks for {n_asked} processes, but training would run in {n_actual}")
@@ -36,26 +47,40 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point.log_damaged_checkpoints(context)
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
-    trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
+    with offload_activations(trainer.model, is_asked=context.runtime.activation_offloading):
+        trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
 
-def save_trained_model(
-    source: Path, out: Path, context: Context, *, is_adapter: bool, save: Callable[[str], None]
-) -> None:
+def require_fp32_masters(model: nn.Module) -> None:
+    """Raises StageError where a trained weight is not fp32: AdamW's small steps in bf16 weights round to nothing."""
+    other = next(((name, p.dtype) for name, p in model.named_parameters() if p.requires_grad and p.dtype != FP32), None)
+    if other:
+        raise StageError(
+            f"{other[0]} would be trained in {str(other[1]).removeprefix('torch.')}, where small updates round to "
+            "nothing; trained weights have to be fp32"
+        )
+
+
+def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path, context: Context) -> None:
     """Saves the trained model for the next stage, as a full model or as an adapter."""
-    folder = out / ("adapter" if is_adapter else "model")
-    save(str(folder))
+    folder = out / ("adapter" if settings.lora else "model")
+    trainer.save_model(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
-        if is_adapter:
-            label_adapter(folder, locate_model_files(source))
+        if settings.lora:
+            in_4_bits = settings.lora.base_weights == "nf4"
+            label_adapter(folder, locate_model_files(source), in_4_bits=in_4_bits)
             loading.write_model_json(source, out, ["adapter"])
         else:
             loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)
             loading.add_end_of_turn_stop(folder)
-            write_json(out / MODEL, {"model": "model"})
+            if settings.save_weights == "bf16":
+                write_json(folder / CONFIG, read_json(folder / CONFIG) | {"dtype": "bfloat16"})
+            asked = find_handed_on_precision(settings, loading.find_precision(source))
+            is_said = asked == settings.save_weights
+            write_json(out / MODEL, {"model": "model"} | ({} if is_said else {"precision": asked}))
 
 
 def pass_model_through(

@@ -1,22 +1,22 @@
 """Trains on preference pairs of token ids with TRL's DPOTrainer, atomic checkpoints and losses of our own."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from trl import DPOTrainer
+from trl.models.utils import prepare_deepspeed
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
+from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
 
 
 class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
     """A DPOTrainer for pairs of token ids, whose loss is taken from the table of preference losses.
 
-    TRL's own loss types run in TRL's code alone. A loss without a reference asks for `precompute_ref_log_probs`, or TRL
-    would load a reference by the model's name.
+    TRL's own loss types run in TRL's code alone. Without adapters to switch off, the arguments ask for
+    `precompute_ref_log_probs`: TRL then loads no reference by the model's name.
     """
 
     def __init__(self, *args: Any, loss: PreferenceLoss, sft_weight: float = 0.0, **kwargs: Any) -> None:
@@ -28,8 +28,12 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Returns the data set unchanged, because only losses without a reference model call this."""
-        return dataset
+        """Adds the reference's log-probs to the data set, for a loss that needs them. The policy is not trained yet."""
+        if not self.preference_loss.needs_reference:
+            return dataset
+        # As TRL does it: DeepSpeed has not placed the weights on the device yet, or has split them.
+        model = prepare_deepspeed(self.model, self.accelerator) if self.is_deepspeed_enabled else self.model
+        return add_reference_logps(self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(model, batch))
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """Computes the preference loss of a batch and logs its metrics.
@@ -43,9 +47,11 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
         chosen, rejected = token_logps.sum(dim=1).chunk(2)
         n_chosen, n_rejected = inputs["completion_mask"].sum(dim=1).chunk(2)
         reference_chosen = reference_rejected = None
-        if self.preference_loss.needs_reference:
-            with torch.no_grad(), self._disable_adapter_for_reference():
-                reference = self._score_tokens(self.model if self.ref_model is None else self.ref_model, inputs)
+        if self.precompute_ref_logps and self.preference_loss.needs_reference:
+            reference_chosen, reference_rejected = (inputs[name] for name in COLUMNS)
+        elif self.preference_loss.needs_reference:
+            with torch.no_grad(), self.accelerator.unwrap_model(self.model).disable_adapter():
+                reference = self._score_tokens(self.model, inputs)
             reference_chosen, reference_rejected = reference.sum(dim=1).chunk(2)
         logps = PairLogps(chosen, rejected, reference_chosen, reference_rejected, n_chosen, n_rejected)
         loss = self.preference_loss.compute(logps, self.beta, self.label_smoothing).mean()
@@ -57,18 +63,9 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
     def _score_tokens(self, model: Any, inputs: Any) -> Tensor:
         """Returns the log-probs of the completions' tokens, 0 elsewhere; (2 x pairs, tokens - 1), chosen first."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        read = {name: value for name, value in inputs.items() if name != "completion_mask"}
+        read = {name: value for name, value in inputs.items() if name not in ("completion_mask", *COLUMNS)}
         logps: Tensor = model(**read, use_cache=False, labels=labels, fused_lm_head=True).log_probs
         return logps
-
-    def _disable_adapter_for_reference(self) -> AbstractContextManager[Any]:
-        """Returns a context manager in which the policy is its own reference model, its LoRA adapter disabled.
-
-        It does nothing for a policy without an adapter or with a reference model.
-        """
-        policy = self.accelerator.unwrap_model(self.model)
-        has_own_reference = self.ref_model is not None or not isinstance(policy, PeftModel)
-        return nullcontext() if has_own_reference else policy.disable_adapter()
 
     def _log_pairs(self, logps: PairLogps) -> None:
         """Logs the implied rewards and log-probs of a batch of pairs under TRL's metric names.

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.utils import is_torch_tf32_available
 from trl import DPOConfig, GRPOConfig, RewardConfig, SFTConfig
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.loading import FROM_PRETRAINED_ARGUMENTS, choose_device
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
@@ -23,6 +25,14 @@ from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
 
 # Our names of the schedules, each of which follows the warm-up. transformers' own "constant" ignores `warmup_steps`.
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+# transformers' names of the optimisers. Without one its own is taken, PyTorch's fused AdamW.
+OPTIMIZERS = {
+    "adamw": {},
+    "adamw_8bit": {"optim": "adamw_bnb_8bit"},
+    "paged_adamw": {"optim": "paged_adamw_32bit"},
+    "paged_adamw_8bit": {"optim": "paged_adamw_8bit"},
+}
 
 
 def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
@@ -52,7 +62,8 @@ def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: in
         loss_type=[loss_type, "sft"] if with_sft else [loss_type],
         loss_weights=[1.0, settings.sft_weight] if with_sft else None,
         label_smoothing=settings.label_smoothing,
-        precompute_ref_log_probs=not loss.needs_reference,  # else TRL would load a reference by the model's name
+        # Else TRL would load a reference by the model's name. With adapters it is the policy without them.
+        precompute_ref_log_probs=not loss.needs_reference or not settings.lora,
         train_sampling_strategy="sequential",
     )
 
@@ -127,6 +138,8 @@ def _build_common_arguments(
     """Builds the arguments that all trainers have in common."""
     on_cpu = choose_device(runtime).type == "cpu"
     return {
+        **OPTIMIZERS[settings.optimizer],
+        "tf32": _choose_tf32(settings, on_cpu=on_cpu),
         "output_dir": str(out / "checkpoints"),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": SCHEDULES[settings.schedule],
@@ -151,3 +164,16 @@ def _build_common_arguments(
         "logging_nan_inf_filter": False,  # a NaN loss must be seen
         "dataloader_pin_memory": not on_cpu,
     }
+
+
+def _choose_tf32(settings: Optimizer, *, on_cpu: bool) -> bool | None:
+    """Returns transformers' argument tf32: whether GPUs multiply fp32 matrices in TF32, or None on a CPU.
+
+    transformers sets it for the whole process, so it holds for drawing and scoring too. Raises RecipeError for a GPU
+    that has no TF32.
+    """
+    if on_cpu:
+        return None
+    if settings.tf32 and not is_torch_tf32_available():
+        raise RecipeError("tf32: this GPU has no TF32, which came with Ampere; leave it out")
+    return settings.tf32

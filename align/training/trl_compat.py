@@ -3,7 +3,8 @@
 Contract tests fail when a new version moves them.
 """
 
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor, nn
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -40,21 +41,18 @@ def open_vllm_generation(model: Any, accelerator: Any, tokenizer: Any, settings:
     )
 
 
-class TokenScores(NamedTuple):
-    """The log-probs of tokens and the entropies of their distributions, in nats; (N,) each."""
-
-    logps: Tensor
-    entropies: Tensor
+def gather_head(weight: Tensor, bias: Tensor | None) -> AbstractContextManager[Any]:
+    """Returns a context manager in which a head that DeepSpeed has spread over devices is whole."""
+    return maybe_gather_lm_head_ctx(weight, bias)  # type: ignore[no-any-return]
 
 
-def score_tokens(hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float) -> TokenScores:
-    """Computes the log-prob and entropy of each of N tokens from hidden states (N, H), in tiles of logits.
-
-    The (N, vocabulary) logits are never in memory at once; they are divided by `temperature`. Both have gradients.
-    """
-    weight, bias = head.weight, head.bias
-    with maybe_gather_lm_head_ctx(weight, bias):
-        logps, entropies, *_ = ChunkedLogProbFunction.apply(
-            hidden, weight, bias, tokens, temperature, min(MAX_TILE_COLUMNS, weight.shape[0]), None, 1.0, ("entropy",)
-        )
-    return TokenScores(logps, entropies)
+def score_tokens_in_kernel(
+    hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float, needs_entropies: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Computes the log-prob of each of N tokens from hidden states (N, H), and the entropy, by TRL's Triton kernel."""
+    weight, width = head.weight, min(MAX_TILE_COLUMNS, head.weight.shape[0])
+    outputs = ("entropy",) if needs_entropies else ()
+    logps, entropies, *_ = ChunkedLogProbFunction.apply(
+        hidden, weight, head.bias, tokens, temperature, width, None, 1.0, outputs
+    )
+    return logps, entropies

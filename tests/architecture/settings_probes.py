@@ -75,7 +75,7 @@ class World:
         from qwen_align.align.models import loading, reward_scorer
 
         base, made = self.inputs["base"], self.folder / "scorer"
-        model = reward_scorer.build_scorer_model(base, loading.load_renderer(base).pad_id)
+        model = reward_scorer.build_scorer_model(loading.load_model(base), loading.load_renderer(base).pad_id)
         torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(0))
         model.save_pretrained(made)
         loading.copy_tokenizer_files(base, made)
@@ -188,6 +188,35 @@ class World:
         lora = build_lora_config(spec.lora, self.load_base()) if spec.lora else None
         return made.to_dict(), lora and {name: str(value) for name, value in sorted(lora.to_dict().items())}
 
+    def arguments_on_a_gpu(self, settings: Settings) -> Any:
+        """The arguments that all trainers are given where there is a GPU with TF32."""
+        from unittest import mock
+
+        import torch
+
+        from qwen_align.align.training import trl_arguments
+
+        spec = to_stage({"name": "stage", **settings})
+        with (
+            mock.patch.object(trl_arguments, "choose_device", return_value=torch.device("cuda", 0)),
+            mock.patch.object(trl_arguments, "is_torch_tf32_available", return_value=True),
+        ):
+            return trl_arguments._build_common_arguments(spec, Runtime(), self.folder, steps=9, seed=0)
+
+    def saved_tensors(self, runtime: Settings) -> Any:
+        """Whether what a backward pass needs is moved to host memory."""
+        from qwen_align.align.training.activation_offloading import offload_activations
+
+        asked = Runtime.model_validate({**CPU, **runtime}).activation_offloading
+        return type(offload_activations(self.load_base(), is_asked=asked)).__name__
+
+    def base_dtypes(self, settings: Settings) -> Any:
+        """The precisions of the weights that a stage trains on, or under its adapters."""
+        from qwen_align.align.models import loading
+
+        spec = loading.resolve_settings(to_stage({"name": "stage", **settings}), self.inputs["base"])
+        return {str(weight.dtype) for weight in loading.load_model_to_train(self.inputs["base"], spec).parameters()}
+
     def loss(self, settings: Settings) -> Any:
         """Advantages, loss and gradients of online RL on fixed completions."""
         return compute_rl_loss(to_stage({"name": "stage", **settings}))
@@ -251,7 +280,7 @@ class World:
         base = self.inputs["base"]
         context = Context(self.folder, 0, Runtime.model_validate({**CPU, "kv_cache_gib": 1, **runtime}))
         engine = load_engine(base, loading.load_renderer(base), context)
-        return engine.max_rows, engine._measure_limits()
+        return engine.max_rows, engine._measure_limits(engine.model)
 
     def worker_threads(self, runtime: Settings) -> Any:
         """How many threads torch has in the process that runs a stage."""

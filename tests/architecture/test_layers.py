@@ -40,6 +40,7 @@ LAYERS = (
         "align.models.tensor_table",
         "align.models.weight_check",
         "align.models.weight_headers",
+        "align.models.weight_precision",
         "align.pipeline.graph",
         "align.rendering.*",
         "align.reporting.data_card",

@@ -7,6 +7,7 @@ from transformers import Trainer
 from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.reference_logps import COLUMNS
 
 
 def parameters(function: object) -> list[str]:
@@ -45,7 +46,7 @@ def test_dpo_computes_its_loss_in_the_method_we_extend_and_from_the_outputs_we_r
 
 
 def test_dpo_loads_no_reference_where_its_log_probabilities_come_with_the_rows() -> None:
-    """A loss without a reference says so, and leaves the rows as they are."""
+    """Nor with adapters: a loss without a reference, and one whose log-probs were computed before training."""
     assert parameters(DPOTrainer._precompute_ref_logps) == ["self", "dataset", "name", "batch_size"]
     assert "or (args.precompute_ref_log_probs and not self.is_fsdp_enabled)" in inspect.getsource(DPOTrainer.__init__)
 
@@ -65,3 +66,13 @@ def test_grpo_calls_the_rollout_function_with_repeated_prompts_and_wants_three_c
     assert "self.rollout_func(prompts, self)" in source
     assert 'required_keys = {"prompt_ids", "completion_ids", "logprobs"}' in source
     assert "reward if reward is not None else torch.nan" in inspect.getsource(GRPOTrainer._calculate_rewards)
+
+
+def test_dpo_scores_with_the_reference_in_the_method_we_call_before_training() -> None:
+    """Under autocast, as training does, and with DeepSpeed through an engine of the function that we take from TRL."""
+    assert parameters(DPOTrainer.compute_ref_log_probs) == ["self", "model", "inputs"]
+    assert "self.accelerator.autocast()" in inspect.getsource(DPOTrainer.compute_ref_log_probs)
+    precompute = inspect.getsource(DPOTrainer._precompute_ref_logps)
+    assert "prepare_deepspeed(self.model, self.accelerator)" in precompute
+    assert all(f'"{name}"' in precompute for name in COLUMNS)
+    assert "self.train_dataset = self._precompute_ref_logps(" in inspect.getsource(DPOTrainer.__init__)

@@ -107,7 +107,7 @@ def test_adapters_take_a_tenth_of_a_model_at_most_and_merge_exactly(
         assert not left, f"{name}: nothing of the way there stays"
         files = locate_model_files(folder)
         assert len(files.adapters) == n_adapters
-        before = loading.load_with_adapters(ModelFiles(files.base, files.adapters[:-1]))
+        before = loading.load_with_adapters(ModelFiles(files.base, files.adapters[:-1]), "fp32")
         as_plain_adapter = Path(shutil.copytree(files.adapters[-1], tmp_path / f"adapter-of-{name}"))
         for config in as_plain_adapter.glob("stacked_adapter_config.json"):
             config.rename(as_plain_adapter / "adapter_config.json")

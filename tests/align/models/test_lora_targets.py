@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.models import adapters
-from qwen_align.align.models.lora import build_lora_config
+from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
 from qwen_align.align.models.model_description import ModelFiles
 from qwen_align.align.settings.training import Lora
@@ -109,6 +109,51 @@ def test_what_peft_passes_over_beside_experts_is_no_layer_to_adapt() -> None:
     with pytest.raises(RecipeError, match="_proj is no layer that LoRA can adapt in a qwen3_moe model"):
         check_lora_targets(lora(["q_proj", *MLP]), nowhere)
     assert "layers without experts none" in str(describe_all_linear(nowhere, without))
+
+
+def test_what_does_not_go_with_the_experts_of_a_mixture_is_refused() -> None:
+    model = build_model("qwen3_moe")
+    mixture = list_layers(model.config.to_dict(), "lm_head")
+    other = list_layers(build_model("qwen2_moe").config.to_dict(), "lm_head")
+    dense = list_layers({"model_type": "qwen3", **SMALL}, "lm_head")
+    assert mixture
+    assert other
+    assert dense
+    for targets in ("all-linear", ["q_proj", *MLP]):
+        with pytest.raises(RecipeError, match=r"lora\.dora: PEFT has no DoRA on the experts"):
+            check_lora_targets(lora(targets, dora=True), mixture)
+    check_lora_targets(lora(["q_proj"], dora=True), mixture)
+    check_lora_targets(lora(dora=True), other)  # its experts get no adapters
+    for layers in (mixture, other):
+        with pytest.raises(RecipeError, match=r"lora\.base_weights: nf4: the experts of a qwen._moe model"):
+            check_lora_targets(lora(["q_proj"], base_weights="nf4"), layers)
+    check_lora_targets(lora(base_weights="nf4", dora=True), dense)
+    config = build_lora_config(lora(rank_stabilized=True), model)
+    config.use_dora = True
+    with pytest.raises(ValueError, match="does not work with use_dora"):  # PEFT, of the same
+        get_peft_model(model, config)
+
+
+def test_rank_stabilized_adapters_are_scaled_by_the_root_of_the_rank() -> None:
+    for stable, scale in ((False, 4 / 2), (True, 4 / 2**0.5)):
+        model = build_model("qwen3")
+        adapted: Any = get_peft_model(model, build_lora_config(lora(["q_proj"], rank_stabilized=stable), model))
+        (found,) = {
+            layer.scaling["default"] for name, layer in adapted.named_modules() if name.endswith("self_attn.q_proj")
+        }
+        assert found == pytest.approx(scale)
+
+
+def test_magnitudes_start_as_the_norms_of_rounded_weights_in_fp32() -> None:
+    model = build_model("qwen3").to(torch.bfloat16)
+    adapted: Any = get_peft_model(model, build_lora_config(lora(["q_proj"], dora=True), model))
+    for weight in adapted.parameters():  # what TRL does to adapters on a quantised base
+        weight.data = weight.data.to(torch.bfloat16)
+    prepare_adapters(adapted)
+    layer = adapted.base_model.model.model.layers[1].self_attn.q_proj
+    norms = layer.base_layer.weight.float().square().sum(dim=1).sqrt()
+    assert torch.allclose(layer.lora_magnitude_vector["default"].weight, norms, rtol=1e-6)
+    assert {weight.dtype for name, weight in adapted.named_parameters() if ".lora_" in name} == {torch.float32}
 
 
 def test_a_name_that_a_model_without_a_table_does_not_have_is_refused_where_it_is_loaded() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.models import reward_scorer
+from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, Message
 
@@ -15,7 +15,7 @@ from qwen_align.align.rows import Completion, Message
 @pytest.fixture
 def one(tiny_model: Path) -> reward_scorer.Scorer:
     renderer = Renderer.load(tiny_model)
-    model = reward_scorer.build_scorer_model(tiny_model, renderer.pad_id)
+    model = reward_scorer.build_scorer_model(loading.load_model(tiny_model), renderer.pad_id)
     torch.manual_seed(0)
     torch.nn.init.normal_(model.score.weight)
     return reward_scorer.Scorer(model, renderer, max_rows=2)
@@ -55,7 +55,9 @@ def test_prompt_and_answer_both_count_and_a_cut_answer_is_ended(one: reward_scor
 
 def test_a_new_scorer_says_zero_of_everything(tiny_model: Path) -> None:
     renderer = Renderer.load(tiny_model)
-    fresh = reward_scorer.Scorer(reward_scorer.build_scorer_model(tiny_model, renderer.pad_id), renderer, max_rows=8)
+    fresh = reward_scorer.Scorer(
+        reward_scorer.build_scorer_model(loading.load_model(tiny_model), renderer.pad_id), renderer, max_rows=8
+    )
     assert fresh(ROWS) == [0.0] * 3
 
 

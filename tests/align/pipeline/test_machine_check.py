@@ -1,6 +1,7 @@
 """What this machine lacks is found before anything is trained, by `check` and `run` alike, without torch."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -42,6 +43,7 @@ RL = {
     "learning_rate": 1e-4,
 }
 LORA = {"rank": 2, "alpha": 4}
+NF4 = {**LORA, "base_weights": "nf4"}
 PPO = {**RL, "kind": "ppo", "lora": LORA, "critic": {"learning_rate": 1e-4}}
 
 
@@ -97,6 +99,13 @@ def test_gpus_that_are_not_there_are_refused(
             "runtime.gradient_checkpointing: with critic: separate",
         ),
         ({**RL, "runtime": {"deepspeed": "ds.json"}}, "stage 'rl': runtime.deepspeed: deepspeed is not installed"),
+        ({**RL, "lora": NF4}, "lora.base_weights: nf4: bitsandbytes is not installed: pip install 'qwen-align[qlora]'"),
+        ({**RL, "optimizer": "adamw_8bit"}, "optimizer: adamw_8bit: bitsandbytes is not installed: pip install"),
+        ({**RL, "runtime": {"attention": "flash_attention_2"}}, "flash_attention_2: flash_attn is not installed"),
+        (
+            {**RL, "runtime": {"attention": "flash_attention_2", "device": "cpu"}},
+            "stage 'rl': runtime.attention: flash_attention_2: it runs on GPUs alone",
+        ),
     ],
 )
 def test_what_cannot_start_here_is_refused(
@@ -107,6 +116,41 @@ def test_what_cannot_start_here_is_refused(
     with pytest.raises(RecipeError) as error:
         list(check.describe_plan(planned(PROBLEMS, stage)))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (
+            {"lora": NF4, "runtime": {"deepspeed": "ds.json"}},
+            "lora.base_weights: nf4: does not run under runtime.deepsp",
+        ),
+        (
+            {"optimizer": "paged_adamw"},
+            "optimizer: paged_adamw: pages between a GPU and host memory, and there is no GPU",
+        ),
+        ({"optimizer": "paged_adamw_8bit", "runtime": {"device": "auto"}}, "optimizer: paged_adamw_8bit: pages"),
+        ({"optimizer": "adamw_8bit"}, None),
+        ({"lora": NF4}, None),
+    ],
+)
+def test_what_bitsandbytes_does_not_do_here_is_refused(
+    planned: Callable[..., Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: Callable[[int], None],
+    stage: dict[str, Any],
+    said: str | None,
+) -> None:
+    monkeypatch.setattr(machine_check, "_is_installed", lambda package: True)
+    gpus(0)
+    (tmp_path / "ds.json").write_text("{}")
+    plan = planned(DATA, {**SFT, **stage}, runtime={"device": "cpu"})
+    if said is None:
+        check_can_start(plan)
+    else:
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            check_can_start(plan)
 
 
 def test_more_processes_than_cores_are_noted(planned: Callable[..., Plan]) -> None:

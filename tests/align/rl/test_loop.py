@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
+from qwen_align.align.models.packed_attention import SDPA
 from qwen_align.align.rl.algorithm import Algorithm, build_ppo
 from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rl.trainer import OnlineTrainer
@@ -317,7 +318,7 @@ def test_new_adapters_are_drawn_with_the_stages_seed(tiny_model: Path, tmp_path:
     for seed in (0, 0, 1):
         torch.rand(seed + 3)  # what was drawn before does not matter
         context = Context(tmp_path, seed, Runtime.model_validate(RUNTIME))
-        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed)
+        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed, SDPA)
         drawn.append({name: weight for name, weight in actor.named_parameters() if "lora_A" in name})
     first, again, other = drawn
     assert {".value." in name for name in first} == {True, False}

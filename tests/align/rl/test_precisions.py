@@ -47,7 +47,7 @@ class Copying:
 
 def use_copying_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        online_rl, "open_local_engine", lambda model, renderer, runtime: Copying(model, stop_ids=renderer.stop_ids)
+        online_rl, "open_local_engine", lambda model, renderer, runtime, **_: Copying(model, stop_ids=renderer.stop_ids)
     )
 
 

@@ -10,12 +10,16 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rl.actor import Actor, Critic
 from qwen_align.align.rl.micro_batches import (
+    CPU_TOKENS,
+    PassLimits,
     build_micro_batch,
+    get_pass_limits,
     iterate_micro_batches,
     pack_micro_batches,
     split_among_processes,
 )
 from qwen_align.align.rl.rollouts import Rollouts
+from qwen_align.align.settings.runtime import Runtime
 
 N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 
@@ -90,14 +94,19 @@ def test_micro_batches_hold_every_row_once_within_the_budget(
     assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
     budget = min(max_rows * 11, max_tokens or 10**9)
     for batch in batches:
-        ids, places = batch.join_prompts()
-        computed = batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else ids.numel()
-        assert computed <= budget or len(batch.rows) == 1
+        layout, ids = batch.layout, batch.input_ids.tolist()
+        assert len(ids) == layout.n_tokens <= budget or len(batch.rows) == 1
         assert share_prompts or not batch.shares_prompts
-        for place, row in enumerate(batch.rows):
+        spans = [ids[start : start + n] for start, n in zip(layout.starts, layout.lengths, strict=True)]
+        n_shared = len(spans) - len(batch.rows)
+        read, positions = list[int](), list[int]()
+        for row, prompt, own in zip(batch.rows, layout.prompts[n_shared:], spans[n_shared:], strict=True):
             whole = one.get_token_ids(row)
-            assert ids[place, : len(whole) - 1].tolist() == whole[:-1]
-            assert places[place, : N_TOKENS[row]].tolist() == list(range(N_PROMPT[row] - 1, len(whole) - 1))
+            assert [*([] if prompt is None else spans[prompt]), *own] == whole[:-1]
+            read += whole[N_PROMPT[row] - 1 : -1]
+            positions += range(N_PROMPT[row] - 1, len(whole) - 1)
+        assert batch.input_ids[batch.places].tolist() == read
+        assert layout.build_position_ids()[0, batch.places].tolist() == positions
         targets = [token for row in batch.rows for token in one.get_token_ids(row)[N_PROMPT[row] :]]
         assert batch.targets.tolist() == targets
     assert share_prompts == any(batch.shares_prompts for batch in batches) or max_rows == 1 or max_tokens == 1
@@ -149,11 +158,8 @@ def of_lengths(n_prompt: int, n_tokens: list[int], samples: int) -> Rollouts:
 
 
 def computed(one: Rollouts, **settings: Any) -> int:
-    """Tokens that go through the model, padding included."""
-    return sum(
-        batch.prompts.numel() + batch.input_ids.numel() if batch.shares_prompts else batch.join_prompts()[0].numel()
-        for batch in iterate_micro_batches(one, range(len(one)), **settings)
-    )
+    """Tokens that go through the model."""
+    return sum(len(batch.input_ids) for batch in iterate_micro_batches(one, range(len(one)), **settings))
 
 
 def test_a_long_prompt_is_computed_about_once() -> None:
@@ -162,10 +168,34 @@ def test_a_long_prompt_is_computed_about_once() -> None:
     assert computed(one, max_rows=8, share_prompts=False) >= 64 * 219
 
 
-def test_completions_of_very_different_lengths_do_not_pad_each_other_for_the_sake_of_a_short_prompt() -> None:
-    one = of_lengths(10, [25, 50, 100, 200] * 32, samples=8)
-    assert computed(one, max_rows=8) <= computed(one, max_rows=8, share_prompts=False)
-    assert computed(one, max_rows=8) <= 1.15 * sum([25, 50, 100, 200] * 32)
+def test_no_position_is_padding_and_few_passes_are_half_empty() -> None:
+    lengths = [25, 50, 100, 200] * 32
+    one = of_lengths(10, lengths, samples=8)
+    n_alone = sum(9 + n for n in lengths)
+    assert computed(one, max_rows=8, share_prompts=False) == n_alone
+    assert sum(lengths) <= computed(one, max_rows=8) <= 1.05 * sum(lengths)
+    for share_prompts in (True, False):
+        batches = list(iterate_micro_batches(one, range(128), max_tokens=2048, share_prompts=share_prompts))
+        assert max(len(batch.input_ids) for batch in batches) <= 2048
+        assert len(batches) <= 1.3 * n_alone / 2048
+
+
+@pytest.mark.parametrize(
+    ("runtime", "device", "limits"),
+    [
+        ({"micro_batch": 3}, "cuda", (3, None)),
+        ({"micro_batch": 3}, "cpu", (3, CPU_TOKENS)),
+        ({"micro_batch": 3, "micro_batch_tokens": 5000}, "cuda", (None, 5000)),
+        ({"micro_batch": 3, "micro_batch_tokens": 5000}, "cpu", (None, 5000)),
+    ],
+)
+def test_a_pass_is_bounded_by_rows_or_by_tokens(
+    runtime: dict[str, int], device: str, limits: tuple[int | None, int | None]
+) -> None:
+    assert get_pass_limits(Runtime.model_validate(runtime), device) == limits
+    assert PassLimits(3, 2048).compute_budget([7, 900, 30]) == 2048
+    assert PassLimits(3, None).compute_budget([7, 900, 30]) == 2700
+    assert PassLimits(None, 5000).compute_budget([7, 900, 30]) == 5000
 
 
 def scores(actor: Actor, one: Rollouts, **settings: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -216,20 +246,40 @@ def test_scores_and_gradients_are_those_of_plain_forward_passes(
         assert apart <= 1e-5 * max(1.0, parameter.grad.abs().max().item()), name
 
 
-def test_a_model_that_drops_old_keys_computes_every_prompt_anew(tiny_model: Path) -> None:
+def test_a_model_that_drops_old_keys_reads_padded_rows_without_shared_prompts(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     assert Actor(model, 1.0).can_share_prompts
-    model.config.layer_types = ["sliding_attention", *model.config.layer_types[1:]]
-    assert not Actor(model, 1.0).can_share_prompts
-
-
-def test_gradient_checkpointing_keeps_no_keys(tiny_model: Path) -> None:
-    actor = Actor(AutoModelForCausalLM.from_pretrained(tiny_model), 1.0)
-    actor.gradient_checkpointing_enable()
+    config = model.config.to_dict()
+    window = {"use_sliding_window": True, "sliding_window": 200, "max_window_layers": 1, "layer_types": None}
+    sliding = type(model)(type(model.config)(**{**config, **window}))  # a window longer than any row
+    sliding.load_state_dict(model.state_dict())
+    actor, one = Actor(sliding, 1.0, Critic(model.config.hidden_size)), rollouts()
     assert not actor.can_share_prompts
+    found = scores(actor, one, max_rows=5, share_prompts=False)
+    expected = scores(Actor(model, 1.0, Critic(model.config.hidden_size)), one, max_rows=5)
+    for said, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(said, true, atol=2e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="cannot read packed rows"):
+        scores(actor, one, max_rows=5)
+
+
+@pytest.mark.parametrize("own_trunk", [False, True])
+def test_gradient_checkpointing_shares_prompts_and_changes_nothing(tiny_model: Path, own_trunk: bool) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    trunk = AutoModelForCausalLM.from_pretrained(tiny_model).base_model if own_trunk else None
+    actor, one = Actor(model, 0.7, Critic(model.config.hidden_size, trunk)).train(), rollouts()
+    expected = scores(actor, one, max_rows=5)
+    gradients = {name: parameter.grad.clone() for name, parameter in actor.named_parameters()}
+    actor.zero_grad()
+    actor.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert actor.can_share_prompts
+    assert any(batch.shares_prompts for batch in iterate_micro_batches(one, range(5), max_rows=5))
+    assert all(map(torch.equal, scores(actor, one, max_rows=5), expected))
+    assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in actor.named_parameters())
 
 
 def test_raw_texts_are_scored_but_for_their_first_token() -> None:
     batch = build_micro_batch([0, 1], [torch.tensor([7, 8, 9]), torch.tensor([5, 6])], [1, 1])
+    assert batch.input_ids.tolist() == [7, 8, 5]
     assert batch.targets.tolist() == [8, 9, 6]
     assert batch.tokens.tolist() == [[True, True], [True, False]]

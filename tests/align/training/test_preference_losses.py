@@ -105,9 +105,9 @@ def test_a_loss_without_a_reference_loads_none(
     loads: list[Path] = []
     load_model = loading.load_model
 
-    def count(folder: Path) -> Any:
+    def count(folder: Path, *arguments: Any, **settings: Any) -> Any:
         loads.append(folder)
-        return load_model(folder)
+        return load_model(folder, *arguments, **settings)
 
     def refuse(*arguments: Any, **settings: Any) -> Any:
         raise AssertionError("TRL loads a model of its own")

@@ -1,0 +1,110 @@
+"""Loads a frozen base in 4 bits for QLoRA (arXiv:2305.14314), and measures what the rounding to 4 bits changes.
+
+The linear layers are held as nf4 with double quantisation, by bitsandbytes through transformers; embeddings, norms and
+the head are held as they are. The adapters are trained on that base and merged into the full-precision one: merged in
+4 bits they would be rounded away.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.models import loading, reward_scorer
+from qwen_align.align.models.model_description import locate_model_files
+from qwen_align.align.models.tensor_table import Head
+from qwen_align.align.models.weight_precision import Precision, Trained
+from qwen_align.align.settings.runtime import Runtime
+
+# What transformers sets on a model that it has quantised; PEFT and TRL read them.
+_MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
+
+
+def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True) -> PreTrainedModel:
+    """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits."""
+    if settings.lora is None or settings.lora.base_weights != "nf4":
+        return loading.load_model_to_train(folder, settings, needs_head=needs_head)
+    assert settings.precision != "auto"
+    return load_quantized_model(folder, settings.precision, loading.choose_device(runtime), needs_head=needs_head)
+
+
+def load_quantized_model(
+    folder: Path, compute: Precision, device: torch.device, *, needs_head: bool = True
+) -> PreTrainedModel:
+    """Loads a model with its linear layers in 4 bits, on the given device, that computes in the given precision.
+
+    Embeddings, norms and head are in the precision of the files, fp32 where the model computes in that. Of a base alone
+    one layer at a time is in memory in full precision; a model with adapters is loaded whole on the CPU and merged
+    first. Raises RecipeError where bitsandbytes is not installed, or as `loading.load_base_model` does.
+    """
+    files = locate_model_files(folder)
+    held: Precision = "fp32" if compute == "fp32" else loading.find_precision(folder)
+    arguments = _build_quantization_arguments(compute, device)
+    if files.adapters:
+        merged = loading.load_with_adapters(files, held, needs_head=needs_head)
+        arguments |= {"config": merged.config, "generation_config": merged.generation_config}
+        arguments |= {"dtype": loading.DTYPES[held], "state_dict": merged.state_dict()}
+        model: Any = type(merged).from_pretrained(None, **arguments)
+    else:
+        head: Head | None = "lm_head" if needs_head else None
+        model = loading.load_base_model(loading.fetch_base_folder(files), head, held, more=arguments)
+    assert isinstance(model, PreTrainedModel)
+    for layer in list_quantized_layers(model):
+        if not torch.isfinite(layer.weight.quant_state.offset):
+            raise RecipeError(f"{folder}: its weights are not all finite numbers; take a sound copy")
+    disable_cpu_repacking(model)
+    return model
+
+
+def build_scorer_model(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
+    """Builds an untrained reward model on the trunk of a causal language model, which may be one in 4 bits."""
+    scorer: Any = reward_scorer.build_scorer_model(causal, pad_id)
+    if is_quantized(causal):
+        scorer.score.to(causal.device)
+        for name in _MARKS:
+            setattr(scorer, name, getattr(causal, name))
+    assert isinstance(scorer, PreTrainedModel)
+    return scorer
+
+
+def _build_quantization_arguments(compute: Precision, device: torch.device) -> dict[str, Any]:
+    """Builds the arguments with which transformers quantises a model while it loads it."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(f"lora.base_weights: nf4: bitsandbytes cannot be imported: {error}") from error
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=loading.DTYPES[compute],
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def list_quantized_layers(model: torch.nn.Module) -> list[Any]:
+    """Returns the 4-bit linear layers of a model, in its order."""
+    from bitsandbytes.nn import Linear4bit
+
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]
+
+
+def disable_cpu_repacking(model: torch.nn.Module) -> None:
+    """Keeps the 4-bit weights of a model in the one layout that gradients are computed from.
+
+    bitsandbytes 0.50.2 repacks them in the first forward pass in evaluation mode on CPUs with AVX512-BF16, and its
+    backward pass then reads the new layout as the old: gradients are wrong by 80 %, without a word. A copy of a layer
+    keeps the flag.
+    """
+    for layer in list_quantized_layers(model):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def is_quantized(model: Any) -> bool:
+    """Returns whether a model, or the base below its adapters, is held in 4 bits."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(getattr(base, "is_loaded_in_4bit", False))
