@@ -31,11 +31,12 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What programs write: the records of new kinds of stage and new recipes, and docs/reference.md.
+# What programs write: the records of new kinds of stage and new recipes, docs/reference.md, the tables of docs/scaling.md.
 generated: .venv/dev
 	$(BIN)/python tests/architecture/test_code_versions.py --new
 	$(BIN)/python tests/align/store/test_keys.py --new
 	$(BIN)/python -m qwen_align.align.commands.settings_reference docs/reference.md
+	$(BIN)/python -m qwen_align.align.commands.scaling_tables docs/scaling.md
 
 # What takes longer than CI should: sweeps over every task, properties on thousands of examples, seeds, controls, kills,
 # planted faults, benchmarks. Figures go to docs/ by hand.

@@ -118,11 +118,35 @@ def _make_plan_of_last_run(parsed: argparse.Namespace, console: "Console") -> "P
 
 def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     """Prints what a run of a recipe would do and returns the exit code."""
+    if parsed.gpu or parsed.gpus:
+        return _check_device(parsed, console)
     from qwen_align.align.commands import check
 
     plan = _make_plan(parsed)
     for line in check.describe_plan(plan, runs_code=not parsed.no_code):
         console.print(line, soft_wrap=True)
+    return 0
+
+
+def _check_device(parsed: argparse.Namespace, console: "Console") -> int:
+    """Prints what a recipe's stages need on GPUs and returns the exit code."""
+    import gc
+
+    gc.disable()  # a tenth of the command's second, which goes into imports
+    try:
+        from qwen_align.align.commands import device_check
+
+        question = device_check.build_question(
+            parsed.gpu,
+            parsed.gpus,
+            prompt_tokens=parsed.prompt_tokens,
+            tflops=parsed.tflops,
+            price_per_hour=parsed.price,
+        )
+        for line in device_check.describe_device_use(_make_plan(parsed), question):
+            console.print(line, soft_wrap=True)
+    finally:
+        gc.enable()
     return 0
 
 
@@ -352,6 +376,11 @@ def _build_parser() -> argparse.ArgumentParser:
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )
     check.add_argument("--no-code", action="store_true", help="do not run the recipe's own Python files to try them")
+    check.add_argument("--gpu", metavar="SIZE", help="instead: do the stages fit one GPU, such as 24GB or 24GiB")
+    check.add_argument("--gpus", metavar="NxSIZE", help="the same for several GPUs of one machine, such as 8x80GB")
+    check.add_argument("--prompt-tokens", type=int, metavar="N", help="with --gpu: tokens of the longest prompt")
+    check.add_argument("--tflops", type=float, metavar="X", help="with --gpu: the card's dense bf16 peak, in 1e12")
+    check.add_argument("--price", type=float, metavar="X", help="with --gpu: what a GPU costs an hour")
     show = _add_command(commands, "show", _show_rows, "tokens and loss mask of a stage's rows", recipe=True)
     show.add_argument("stage", help="a data stage, or a stage that trains on data")
     show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")

@@ -1,9 +1,8 @@
 """Checks the models that a plan's stages read, and what LoRA is to adapt in them, before anything is trained."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
@@ -11,7 +10,6 @@ from qwen_align.align.models.model_description import find_base_folder, is_stage
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_check import (
     check_weights,
-    read_model_config,
     refuse_adapter_alone,
     refuse_stray_adapter,
 )
@@ -23,6 +21,7 @@ from qwen_align.align.models.weight_precision import (
     read_precision,
     resolve_precision,
 )
+from qwen_align.align.pipeline.model_configs import trace_config
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, ScorerRef, find_references, list_fields
 from qwen_align.align.settings.recipe import ModelSource
@@ -83,7 +82,7 @@ def _check_model(source: ModelSource, folder: Path, head: Head | None) -> list[s
 def _check_lora(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     """Checks the target modules of a stage's adapters where its model's config is known, and yields notes."""
     lora = next((value for _, value in list_fields(stage.settings) if isinstance(value, Lora)), None)
-    config = _trace_config(plan, stage) if lora else None
+    config = trace_config(plan, stage) if lora else None
     if lora is None or config is None:
         return
     try:
@@ -142,20 +141,3 @@ def _trace_precision(plan: Plan, stage: PlannedStage) -> StoredPrecision | None:
         resolved = resolve_precision(maker.settings, stored.precision)
         return StoredPrecision(find_handed_on_precision(resolved, stored.precision))
     return StoredPrecision("fp32")
-
-
-def _trace_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
-    """Returns the config.json of the model that a stage starts from, as far back as it was made.
-
-    Of a model that is pretrained here, what says which layers it has. Returns None if it is not known yet.
-    """
-    ref = next((ref for _, ref in find_references(stage.settings) if isinstance(ref, ModelRef)), None)
-    if ref is None:
-        return None
-    target = stage.targets[str(ref)]
-    maker = next((other for other in plan.stages if other.name == target), None)
-    if maker is None:
-        folder = Path(stage.inputs[str(ref)]["folder"])
-        base = None if str(folder).startswith("hub:") else find_base_folder(folder)
-        return read_model_config(base) if base else None
-    return maker.settings.get_new_model_config() or _trace_config(plan, maker)

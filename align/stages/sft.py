@@ -20,12 +20,13 @@ from qwen_align.align.settings.training import count_optimizer_steps
 from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.align.training.stored_rows import render_once
 
 
-class Trainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
-    """TRL's SFTTrainer with atomic checkpoints."""
+class Trainer(MeasuredSteps, AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
+    """TRL's SFTTrainer with atomic checkpoints and measured steps."""
 
 
 def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:

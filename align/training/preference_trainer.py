@@ -8,11 +8,12 @@ from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
 from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
 
 
-class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
+class PreferenceTrainer(MeasuredSteps, AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
     """A DPOTrainer for pairs of token ids, whose loss is taken from the table of preference losses.
 
     TRL's own loss types run in TRL's code alone. Without adapters to switch off, the arguments ask for
@@ -21,6 +22,7 @@ class PreferenceTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, loss: PreferenceLoss, sft_weight: float = 0.0, **kwargs: Any) -> None:
         self.preference_loss, self.sft_weight = loss, sft_weight
+        self.n_reference_passes = int(loss.needs_reference)
         super().__init__(*args, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:

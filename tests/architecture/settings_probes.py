@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from qwen_align.align.commands import check
-from qwen_align.align.context import Context
+from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.pipeline import launcher, machine_check
@@ -434,7 +434,10 @@ def digest_files(out: Path) -> Iterator[tuple[str, str]]:
             content = path.read_bytes()
             if name.name == "metrics.jsonl":
                 lines = [json.loads(line) for line in content.decode().splitlines()]
-                kept = [{key: value for key, value in line.items() if "time" not in key} for line in lines]
+                kept = [
+                    {key: value for key, value in line.items() if "time" not in key and not key.startswith(MEASURED)}
+                    for line in lines
+                ]
                 content = json.dumps(kept).encode()
             yield str(name), hashlib.sha256(content).hexdigest()
 

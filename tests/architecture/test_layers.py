@@ -31,6 +31,7 @@ LAYERS = (
     ("align.settings.*",),
     (
         "align.context",
+        "align.estimation.*",
         "align.evaluation.*",
         "align.models.length_limit",
         "align.models.lora_targets",

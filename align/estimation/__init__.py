@@ -1,0 +1,1 @@
+"""Memory, time and disk that a stage will need, as closed forms over a model's shape. Nothing here imports torch."""

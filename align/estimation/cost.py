@@ -1,0 +1,130 @@
+"""Estimates time, price and disk of a stage: operations over a GPU's speed, bytes over its bandwidth.
+
+They are bounds: rows are taken as long as they may be, completions as long as they may get.
+"""
+
+from typing import Any, NamedTuple
+
+from qwen_align.align.estimation.model_shape import ModelShape
+from qwen_align.align.estimation.numerics import TrainedModel
+from qwen_align.align.estimation.sampling_memory import count_cache_bytes
+from qwen_align.align.estimation.stage_estimate import StageEstimate
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.online_rl import OnlineRl
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.rollout import Rollout
+from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.training import count_optimizer_steps
+
+# Of the GPU's peak: what training reaches (Megatron-LM and PaLM report 0.4 to 0.6 on many GPUs; one small one with
+# transformers less), what reading prompts reaches, and of the bandwidth what decoding reaches. Our choice.
+TRAINING_SHARE, DECODING_SHARE = 0.35, 0.5
+_TOKENIZER_BYTES = 11_000_000  # each adapter folder has a copy
+
+
+class Speed(NamedTuple):
+    """Peak of a GPU: dense bf16 operations and bytes of memory a second."""
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+# NVIDIA's data sheets, without sparsity; by the GB that the cards are sold with, the commonest of a size.
+SPEEDS = (
+    (16, Speed("RTX 4080", 97.5e12, 0.72e12)),
+    (24, Speed("RTX 4090", 165.2e12, 1.01e12)),
+    (32, Speed("RTX 5090", 209.5e12, 1.79e12)),
+    (48, Speed("L40S", 362.0e12, 0.86e12)),
+    (80, Speed("A100 80GB", 312.0e12, 2.04e12)),
+    (96, Speed("H20", 148.0e12, 4.0e12)),
+    (141, Speed("H200", 989.5e12, 4.8e12)),
+)
+
+
+class Cost(NamedTuple):
+    """What a stage takes at most: tokens trained and drawn, operations, seconds, bytes on disk.
+
+    seconds are those of all devices together, over their number.
+    """
+
+    trained_tokens: float
+    drawn_tokens: float
+    flops: float
+    seconds: float
+    store_bytes: float
+    checkpoint_bytes: float
+
+
+def choose_speed(device_bytes: int) -> Speed:
+    """Returns the speed of the commonest card with about so much memory."""
+    return min(SPEEDS, key=lambda entry: abs(entry[0] * 1e9 - device_bytes))[1]
+
+
+def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, has_frozen_base: bool) -> float:
+    """Counts the operations of a token in a row of `length` tokens: of a training pass, or of one without gradients.
+
+    Twice a weight forward, twice for the gradient of its input, twice for its own where it is trained; attention 4
+    times the queries' width for each token seen, thrice that where it is trained (arXiv:2204.02311, appendix B). What
+    is computed again for checkpointing is not counted.
+    """
+    head = shape.vocabulary * shape.layer.hidden
+    weights = (shape.active + head) * (2 if not is_trained else 4 if has_frozen_base else 6)
+    attention = 4.0 * shape.layer.queries * shape.n_layers * length / 2
+    return weights + attention * (3 if is_trained else 1)
+
+
+def estimate_cost(
+    settings: Any,
+    estimate: StageEstimate,
+    speed: Speed,
+    *,
+    n_devices: int,
+    n_rows: int | None,
+    prompt_tokens: int,
+) -> Cost | None:
+    """Estimates the cost of a stage. Returns None where the number of its rows is not known."""
+    shape, model = estimate.shape, estimate.model
+    drawn = trained = scored = 0.0
+    length = 0
+    if isinstance(settings, Sft | Dpo | RewardModel):
+        if n_rows is None:
+            return None
+        steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
+        length = settings.max_tokens
+        trained = float(steps * settings.batch * length * (1 if isinstance(settings, Sft) else 2))
+        scored = trained if isinstance(settings, Dpo) else 0.0
+    elif isinstance(settings, OnlineRl):
+        completions = settings.steps * settings.prompts_per_step * settings.completions_per_prompt
+        length = prompt_tokens + settings.sampling.max_tokens
+        drawn = float(completions * settings.sampling.max_tokens)
+        trained = float(completions * length * settings.updates.epochs)
+        scored = float(completions * length * ((settings.kl is not None) + (settings.updates.count > 1)))
+    elif isinstance(settings, Evaluate | Rollout):
+        if n_rows is None:
+            return None
+        switches = len(settings.thinking_switches) if isinstance(settings, Evaluate) else 1
+        length = prompt_tokens + settings.sampling.max_tokens
+        drawn = float(n_rows * switches * settings.completions_per_prompt * settings.sampling.max_tokens)
+    has_frozen_base = model is not None and model.lora is not None
+    of_training = count_flops_per_token(shape, length=length, is_trained=True, has_frozen_base=has_frozen_base)
+    of_scoring = count_flops_per_token(shape, length=length, is_trained=False, has_frozen_base=has_frozen_base)
+    flops = trained * of_training + (scored + drawn) * of_scoring
+    computed = trained * (of_training + of_scoring * bool(estimate.checkpointing)) + scored * of_scoring
+    seconds = computed / (speed.flops * TRAINING_SHARE)
+    if drawn:  # every step reads all weights, and the keys and values of the rows, half of their columns on average
+        at_once = max(1, estimate.rows_at_once or 1)
+        cached = count_cache_bytes(shape, 2) * length / 2
+        seconds += drawn * (2.0 * shape.n_parameters / at_once + cached) / (speed.bandwidth * DECODING_SHARE)
+    return Cost(trained, drawn, flops, seconds / n_devices, *_count_disk(settings, model))
+
+
+def _count_disk(settings: Any, model: TrainedModel | None) -> tuple[float, float]:
+    """Counts the bytes that a stage leaves in the store, and of a checkpoint: trained weights and moments in fp32."""
+    if model is None:
+        return 0.0, 0.0
+    if model.lora is not None:
+        return 4.0 * model.trained + _TOKENIZER_BYTES, 12.0 * model.trained
+    saves_bf16 = settings.save_weights == "bf16" or (settings.save_weights == "auto" and model.autocast)
+    return (2.0 if saves_bf16 else 4.0) * model.shape.n_parameters, 12.0 * model.trained

@@ -1,0 +1,242 @@
+"""Estimates of whole stages: their phases, what each setting moves, verdicts, and settings that fit."""
+
+from typing import Any
+
+import pytest
+
+from qwen_align.align.errors import RecipeError
+from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost
+from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, Device
+from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
+from qwen_align.align.estimation.known_configs import build_qwen3_config
+from qwen_align.align.estimation.model_shape import read_model_shape
+from qwen_align.align.estimation.stage_estimate import StageEstimate, choose_checkpointing, estimate_stage, judge_fit
+from qwen_align.align.estimation.units import GB, GIB, format_card, parse_cards, parse_size
+from qwen_align.align.settings.build_data import BuildData
+from qwen_align.align.settings.dpo import Dpo
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.ppo import Ppo
+from qwen_align.align.settings.reward_model import RewardModel
+from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.sft import Sft
+
+COMMON: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "learning_rate": 1e-5}
+LORA = {"rank": 16, "alpha": 32}
+RL: dict[str, Any] = {
+    **COMMON,
+    "rewards": [{"kind": "math_answer"}],
+    "steps": 10,
+    "prompts_per_step": 8,
+    "completions_per_prompt": 8,
+    "sampling": {"temperature": 1.0, "max_tokens": 512},
+}
+CARD = Device(24 * GB)
+
+
+def sft(**given: Any) -> Sft:
+    return Sft(kind="sft", **{**COMMON, "max_tokens": 1024, "batch": 16, "epochs": 1, **given})
+
+
+def dpo(**given: Any) -> Dpo:
+    return Dpo(kind="dpo", **{**COMMON, "max_tokens": 1024, "batch": 16, "epochs": 1, "beta": 0.1, **given})
+
+
+def grpo(**given: Any) -> Grpo:
+    return Grpo(kind="grpo", **{**RL, **given})
+
+
+def estimate(settings: Any, size: str = "0.6B", device: Device | None = CARD, **runtime: Any) -> StageEstimate:
+    found = estimate_stage(settings, Runtime(**runtime), build_qwen3_config(size), device)
+    assert found is not None
+    return found
+
+
+def get_parts(found: StageEstimate, phase: str) -> dict[str, float]:
+    (parts,) = [one.parts for one in found.phases if one.name == phase]
+    return parts
+
+
+def test_every_kind_has_its_phases() -> None:
+    names = {
+        "sft": [phase.name for phase in estimate(sft(lora=LORA)).phases],
+        "dpo": [phase.name for phase in estimate(dpo(lora=LORA)).phases],
+        "dpo in full": [phase.name for phase in estimate(dpo()).phases],
+        "grpo": [phase.name for phase in estimate(grpo(lora=LORA)).phases],
+        "vllm": [phase.name for phase in estimate(grpo(engine={"kind": "vllm"})).phases],
+    }
+    assert names == {
+        "sft": ["load", "update", "save"],
+        "dpo": ["load", "update", "save"],
+        "dpo in full": ["load", "score", "update", "save"],
+        "grpo": ["load", "draw", "score", "update", "save"],
+        "vllm": ["load", "draw", "score", "update", "sync", "save"],
+    }
+    asked = Evaluate(
+        kind="evaluate",
+        name="s",
+        from_model="m",
+        from_data=["d"],
+        completions_per_prompt=1,
+        sampling={"max_tokens": 64},
+    )
+    assert [phase.name for phase in estimate(asked).phases] == ["load", "draw"]
+    built = BuildData(
+        kind="build_data", name="s", builder={"kind": "arithmetic", "rows": "problem", "n": 1, "steps": [1]}
+    )
+    assert estimate_stage(built, Runtime(), build_qwen3_config("0.6B")) is None
+
+
+def test_weights_gradients_and_moments_are_those_of_the_method() -> None:
+    shape = read_model_shape(build_qwen3_config("8B"))
+    full = get_parts(estimate(sft(), "8B"), "update")
+    assert (full["weights"], full["optimiser"]) == (4.0 * shape.n_parameters, 8.0 * shape.n_parameters)
+    adapted = get_parts(estimate(sft(lora=LORA), "8B"), "update")
+    assert adapted["weights"] == 2.0 * shape.n_parameters
+    assert (adapted["gradients"], adapted["optimiser"]) == (adapted["adapters"], 2 * adapted["adapters"])
+    quantised = get_parts(estimate(sft(lora={**LORA, "base_weights": "nf4"}), "8B"), "update")
+    assert quantised["weights"] < 0.4 * adapted["weights"]
+    in_fp32 = get_parts(estimate(sft(lora=LORA, precision="fp32"), "8B"), "update")
+    assert in_fp32["weights"] == 2 * adapted["weights"]
+    small = get_parts(estimate(sft(lora=LORA, optimizer="adamw_8bit"), "8B"), "update")
+    assert small["optimiser"] == pytest.approx(adapted["optimiser"] / 4, rel=0.02)
+
+
+def test_the_engines_copy_of_the_weights_and_the_reference_count() -> None:
+    shape = read_model_shape(build_qwen3_config("0.6B"))
+    engine = {"kind": "vllm", "gpu_memory_utilization": 0.4}
+    for phase in ("draw", "update", "sync"):
+        assert get_parts(estimate(grpo(engine=engine)), phase)["engine"] == 0.4 * CARD.n_bytes
+    asleep = estimate(grpo(engine={**engine, "enable_sleep_mode": True}))
+    assert "engine" in get_parts(asleep, "draw")
+    assert "engine" not in get_parts(asleep, "update")
+    assert get_parts(estimate(grpo()), "draw")["drawing copy"] == 2.0 * shape.n_parameters
+    with_kl = estimate(grpo(kl={"coefficient": 0.1}))
+    assert get_parts(with_kl, "update")["reference"] == 2.0 * shape.n_parameters
+    assert "reference" not in get_parts(estimate(grpo(kl={"coefficient": 0.1}, lora=LORA)), "update")
+
+
+def test_a_critic_counts_with_its_gradients_and_activations() -> None:
+    critic = {"kind": "separate", "learning_rate": 1e-5}
+    separate = estimate(Ppo(kind="ppo", **RL, critic=critic), device=None, gradient_checkpointing=False)
+    head = estimate(Ppo(kind="ppo", **RL, critic={**critic, "kind": "head"}), device=None, gradient_checkpointing=False)
+    shape = read_model_shape(build_qwen3_config("0.6B"))
+    assert get_parts(separate, "update")["critic"] > 8.0 * (shape.n_parameters - 1)
+    assert get_parts(head, "update")["critic"] < 1e5
+    assert get_parts(separate, "update")["activations"] > 1.9 * get_parts(head, "update")["activations"]
+
+
+def test_a_reward_model_has_no_logits_and_a_small_head() -> None:
+    given = {**COMMON, "max_tokens": 1024, "batch": 16, "epochs": 1, "lora": LORA}
+    found = get_parts(estimate(RewardModel(kind="reward_model", **given), "8B"), "update")
+    assert "logits" not in found
+    assert found["weights"] < get_parts(estimate(sft(lora=LORA), "8B"), "update")["weights"] - 1e9
+
+
+def test_keys_and_values_fill_what_is_free_but_hold_one_completion() -> None:
+    drawn = estimate(grpo(lora=LORA, sampling={"temperature": 1.0, "max_tokens": 4096}), "8B", micro_batch=1)
+    assert drawn.judge(CARD) == "fits"
+    assert 0.91 < get_total(drawn, "draw") / CARD.n_bytes <= 0.92
+    assert drawn.rows_at_once is not None
+    assert 1 <= drawn.rows_at_once < 64
+    limited = estimate(grpo(lora=LORA), "8B", kv_cache_gib=1.0)
+    assert get_parts(limited, "draw")["keys and values"] == GIB
+    few = get_parts(estimate(grpo(lora=LORA), "0.6B", device=None), "draw")
+    assert few["keys and values"] == 64 * (512 + 512 - 1) * 112 * 1024
+
+
+def get_total(found: StageEstimate, phase: str) -> float:
+    return sum(get_parts(found, phase).values())
+
+
+def test_a_micro_batch_is_bounded_by_rows_tokens_and_what_a_step_has() -> None:
+    def count_tokens(settings: Any, **runtime: Any) -> int:
+        batch = estimate(settings, **runtime).micro_batch
+        assert batch
+        return batch.n_tokens
+
+    assert count_tokens(sft(), micro_batch=4) == 4 * 1024
+    assert count_tokens(sft(), micro_batch=64) == 16 * 1024
+    assert count_tokens(sft(), micro_batch=64, micro_batch_tokens=3000) == 3000
+    assert count_tokens(sft(), micro_batch=64, micro_batch_tokens=30) == 1024  # a longer row goes alone
+    assert count_tokens(sft(), micro_batch=64, processes=4) == 4 * 1024
+    assert count_tokens(dpo(), micro_batch=4) == 8 * 1024
+    assert count_tokens(grpo(), micro_batch=4) == 4 * 1024
+    # A step of one prompt has it once.
+    assert count_tokens(grpo(prompts_per_step=1), micro_batch=64) == 512 + 8 * 512
+
+
+def test_overhead_is_stated_and_verdicts_have_their_bounds() -> None:
+    parts = get_parts(estimate(sft(lora=LORA)), "load")
+    tensors = sum(n_bytes for name, n_bytes in parts.items() if name != "overhead")
+    assert parts["overhead"] == pytest.approx(CONTEXT_BYTES + FRAGMENTATION_SHARE * tensors)
+    assert [judge_fit(share, 1.0) for share in (0.91, 0.93, 1.01)] == ["fits", "tight", "does not fit"]
+
+
+def test_checkpointing_by_auto_is_on_above_half_of_the_memory() -> None:
+    config = build_qwen3_config("0.6B")
+    without = get_total(estimate(sft(lora=LORA), device=None, gradient_checkpointing=False), "update")
+    for device_bytes, wanted in ((2.1 * without, False), (1.9 * without, True)):
+        assert choose_checkpointing(sft(lora=LORA), Runtime(), config, round(device_bytes)) is wanted
+        assert estimate(sft(lora=LORA), device=Device(round(device_bytes))).checkpointing is wanted
+    for said in (True, False):
+        asked = Runtime(gradient_checkpointing=said)
+        assert choose_checkpointing(sft(), asked, config, 1) is said
+    assert choose_checkpointing(sft(), Runtime(), {"model_type": "gemma"}, 10**15)
+
+
+@pytest.mark.parametrize("size", ["8B", "14B"])
+@pytest.mark.parametrize("make", [sft, dpo, grpo])
+def test_what_is_said_to_fit_does(make: Any, size: str) -> None:
+    settings = make(lora=LORA)
+    config = build_qwen3_config(size)
+    assert estimate(settings, size).judge(CARD) != "fits"
+    fit = find_fit(settings, Runtime(), config, CARD)
+    assert fit is not None
+    assert fit.estimate.judge(CARD) == "fits"
+    runtime = Runtime(**fit.runtime)
+    lora = {**LORA, **fit.stage.get("lora", {})}
+    assert bool(fit.stage) == (size == "14B")  # what leaves the result as it is comes first
+    again = estimate_stage(make(lora=lora), runtime, config, CARD)
+    assert again is not None
+    assert again.peak.total == fit.estimate.peak.total
+
+
+def test_what_nothing_helps_has_no_fit() -> None:
+    assert find_fit(sft(), Runtime(), build_qwen3_config("8B"), CARD) is None
+    assert find_most_tokens(sft(), Runtime(micro_batch=1), build_qwen3_config("8B"), CARD)[0] is None
+    tokens, found = find_most_tokens(sft(lora=LORA), Runtime(micro_batch=1), build_qwen3_config("8B"), CARD)
+    assert tokens == 4096
+    assert found.judge(CARD) == "fits"
+    assert estimate(sft(lora=LORA, max_tokens=8192), "8B", micro_batch=1).judge(CARD) != "fits"
+
+
+def test_operations_and_disk() -> None:
+    shape = read_model_shape(build_qwen3_config("0.6B"))
+    linear = shape.linear + shape.vocabulary * shape.layer.hidden
+    for is_trained, is_frozen, times in ((True, False, 6), (True, True, 4), (False, True, 2)):
+        flops = count_flops_per_token(shape, length=0, is_trained=is_trained, has_frozen_base=is_frozen)
+        assert flops == times * linear
+    found = estimate(sft())
+    cost = estimate_cost(sft(), found, choose_speed(CARD.n_bytes), n_devices=1, n_rows=32, prompt_tokens=0)
+    assert cost is not None
+    assert cost.trained_tokens == 2 * 16 * 1024
+    assert cost.checkpoint_bytes == 12 * shape.n_parameters
+    twice = estimate_cost(sft(), found, choose_speed(CARD.n_bytes), n_devices=2, n_rows=32, prompt_tokens=0)
+    assert twice is not None
+    assert twice.seconds == cost.seconds / 2
+    assert estimate_cost(sft(), found, choose_speed(1), n_devices=1, n_rows=None, prompt_tokens=0) is None
+
+
+def test_sizes_tell_gb_from_gib() -> None:
+    assert parse_size("24GB") == 24 * 10**9
+    assert parse_size("24 GiB") == 24 * 2**30
+    assert parse_size("0.5TB") == 5 * 10**11
+    assert parse_cards("8x80GB") == (8, 80 * 10**9)
+    assert format_card(24 * GB) == "24 GB = 22.4 GiB"
+    for wrong in ("24", "24gb", "GB", "0GB", "-3GB", "24GB2"):
+        with pytest.raises(RecipeError, match="write 24GB"):
+            parse_size(wrong)
+    for wrong in ("80GB", "0x80GB", "x80GB", "ax80GB"):
+        with pytest.raises(RecipeError, match="8x80GB"):
+            parse_cards(wrong)
