@@ -45,8 +45,9 @@ class Runtime(Strict):
     kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
-        description="GiB of keys and values that are held while completions are decoded, per process; null = what is "
-        "free of the device's memory, less a margin",
+        description="GiB of keys and values held while completions are decoded, per process: rows that outgrow it "
+        "wait and go on later, one that needs more alone is decoded alone; null = what is free of the device's "
+        "memory less a margin (on a CPU half, shared by the processes). Completions are the same but for rounding",
     )
     prefill_tokens: int = Field(
         default=16_384,  # our choice: at 8B's widths in bf16 a layer's activations are then below 2 GiB

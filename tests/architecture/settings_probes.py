@@ -272,14 +272,15 @@ class World:
                 device = str(error)
         return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
 
-    def rows_at_once(self, runtime: Settings) -> Any:
-        """How many rows the engine of a rollout decodes side by side."""
+    def engine_limits(self, runtime: Settings) -> Any:
+        """How many rows the engine of a rollout decodes side by side, and what of cache and prompts it holds."""
         from qwen_align.align.generation.resumable import load_engine
         from qwen_align.align.models import loading
 
         base = self.inputs["base"]
-        context = Context(self.folder, 0, Runtime.model_validate({**CPU, **runtime}))
-        return load_engine(base, loading.load_renderer(base), context).max_rows
+        context = Context(self.folder, 0, Runtime.model_validate({**CPU, "kv_cache_gib": 1, **runtime}))
+        engine = load_engine(base, loading.load_renderer(base), context)
+        return engine.max_rows, engine._measure_limits(engine.model)
 
     def passes(self, runtime: Settings) -> Any:
         """Which rows of fixed lengths go into which forward pass."""
