@@ -48,6 +48,7 @@ evidence: .venv/dev
 	$(BIN)/python tests/evidence/kills.py
 	$(BIN)/python tests/bench/rollout.py
 	$(BIN)/python tests/bench/grpo_step.py
+	$(BIN)/python tests/bench/sft_step.py
 	$(BIN)/python tests/bench/math_answer.py
 	$(BIN)/python tests/bench/code_tests.py
 	$(BIN)/python tests/bench/contamination.py

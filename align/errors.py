@@ -25,6 +25,17 @@ class StageError(AlignError, RuntimeError):
     exit_code = 4
 
 
+class OutOfMemory(StageError):
+    """The error for a stage that ran out of memory and has done what it could about it.
+
+    `kept` says what a further run goes on from.
+    """
+
+    def __init__(self, message: str, kept: str = "") -> None:
+        super().__init__(message)
+        self.kept = kept
+
+
 class Preempted(AlignError, RuntimeError):
     """The exception for a stage that was asked to stop and has saved its state. Running again resumes it."""
 

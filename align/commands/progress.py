@@ -140,7 +140,8 @@ class RunProgress:
             self._status.read_new()
             last = format_metrics(self._status.metrics)
         manifest = stage.folder.read_manifest()
-        parts = [part for part in (last, format_summary(manifest["summary"])) if part]
+        measured = "" if last else format_metrics(manifest.get("measured", {}))
+        parts = [part for part in (last, format_summary(manifest["summary"]), measured) if part]
         self._print_stage_line(stage, f"{manifest['seconds']:7.1f} s", "; ".join(parts))
         self._print_left_out_columns(stage)
 

@@ -17,6 +17,8 @@ SHOWN_METRICS = (
     ("held_out/accuracy", "held-out accuracy"),
     ("rewards/accuracies", "pairs ranked right"),
     ("kl", "KL"),
+    ("memory/peak_gib", "peak GiB"),
+    ("speed/mfu", "MFU"),
 )
 
 

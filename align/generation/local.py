@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 
 import torch
 from transformers import PreTrainedModel
 
-from qwen_align.align.generation.batched_decoding import DecodingRow, DecodingSlots, count_cache_columns
+from qwen_align.align.generation.batched_decoding import DecodingLimits, DecodingSlots
+from qwen_align.align.generation.cache_budget import compute_cached_tokens
+from qwen_align.align.generation.decoding_rows import DecodingRow, list_rows, plan_batches
 from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
 from qwen_align.align.models.bf16_weights import copy_in_bf16
 from qwen_align.align.models.length_limit import compute_length_limit
@@ -15,13 +16,21 @@ from qwen_align.align.models.packed_attention import has_full_attention, support
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.settings.runtime import Runtime
 
+# A GPU computes on while the host does not look: rows that have finished are computed a few steps more instead. Ours.
+STEPS_UNSEEN_ON_GPU = 8
+
 
 def open_local_engine(
     model: PreTrainedModel, renderer: Renderer, runtime: Runtime, *, draws_in_bf16: bool = False
 ) -> "LocalEngine":
-    """Builds a local generation engine for a model, with the runtime's row limit and the template's stop tokens."""
+    """Builds a local generation engine for a model, with the runtime's limits and the template's stop tokens."""
     return LocalEngine(
-        model, stop_ids=renderer.stop_ids, max_rows=runtime.generation_batch, draws_in_bf16=draws_in_bf16
+        model,
+        stop_ids=renderer.stop_ids,
+        max_rows=runtime.generation_batch,
+        kv_cache_gib=runtime.kv_cache_gib,
+        prefill_tokens=runtime.prefill_tokens,
+        draws_in_bf16=draws_in_bf16,
     )
 
 
@@ -29,8 +38,10 @@ class LocalEngine:
     """A generation engine that samples from a transformers model in this process.
 
     It samples from `model` as it is when asked: nothing is copied, so `sync_weights` only names the weights. `max_rows`
-    bounds a micro-batch, and so does `max_batch_tokens`: its rows times the columns of cache they need. Finished rows
-    are dropped once they are `compact_at` of the micro-batch; 0 drops each at once.
+    bounds a micro-batch, and so do `kv_cache_gib` of keys and values; None for what memory is free whenever completions
+    are asked for. Rows that grow beyond it are interrupted and go on later. `prefill_tokens` bounds a forward pass over
+    prompts. Whether rows have finished is looked up every `check_every` steps; None for what suits the device. None of
+    these changes a completion, but for the rounding of other batches.
 
     With `draws_in_bf16` it copies the weights that are not bf16 whenever it is asked, and frees the copy when the last
     completion is taken: 2 bytes a trained weight beside the trainer's, while it draws. bf16 weights draw 1.6 times as
@@ -43,14 +54,16 @@ class LocalEngine:
         *,
         stop_ids: Collection[int],
         max_rows: int = 512,
-        max_batch_tokens: int = 131_072,
-        compact_at: float = 0.0,
+        kv_cache_gib: float | None = None,
+        prefill_tokens: int = 16_384,
+        check_every: int | None = None,
         draws_in_bf16: bool = False,
     ) -> None:
         self.stop_ids = frozenset(stop_ids)
         self.max_rows = max_rows
-        self.max_batch_tokens = max_batch_tokens
-        self.compact_at = compact_at
+        self.kv_cache_gib = kv_cache_gib
+        self.prefill_tokens = prefill_tokens
+        self.check_every = check_every
         self.draws_in_bf16 = draws_in_bf16
         self.model = _check_model(model, self.stop_ids)
 
@@ -63,13 +76,19 @@ class LocalEngine:
         config = self.model.config
         check_requests(requests, vocab_size=config.vocab_size, max_positions=self.length_limit)
         model = copy_in_bf16(self.model) if self.draws_in_bf16 else self.model
-        for rows in plan_batches(requests, max_rows=self.max_rows, max_batch_tokens=self.max_batch_tokens):
-            with _disable_gradients(model):
-                slots = DecodingSlots(model, rows, stop_ids=self.stop_ids)
-            while slots.rows:
+        limits = self._measure_limits(model)
+        rows = list_rows(requests)
+        while rows:
+            interrupted: list[DecodingRow] = []
+            for batch in plan_batches(rows, max_rows=self.max_rows, max_cached_tokens=limits.max_cached_tokens):
                 with _disable_gradients(model):
-                    finished = slots.decode_until_finished(self.compact_at)
-                yield from finished
+                    slots = DecodingSlots(model, batch, stop_ids=self.stop_ids, limits=limits)
+                while slots.rows:
+                    with _disable_gradients(model):
+                        finished = slots.decode_until_finished()
+                    yield from finished
+                interrupted += slots.interrupted
+            rows = interrupted
 
     def stream_tokens(self, request: Request) -> Iterator[int]:
         """Yields the tokens of one completion as they are sampled.
@@ -79,12 +98,24 @@ class LocalEngine:
         config = self.model.config
         check_requests([request], vocab_size=config.vocab_size, max_positions=self.length_limit)
         with _disable_gradients(self.model):
-            slots = DecodingSlots(self.model, [DecodingRow(request, request.first_sample)], stop_ids=self.stop_ids)
+            row = DecodingRow(request, request.first_sample)
+            slots = DecodingSlots(self.model, [row], stop_ids=self.stop_ids, limits=self._measure_limits(self.model))
         is_done = False
         while not is_done:
             with _disable_gradients(self.model):
                 token, is_done = slots.decode_token()
             yield token
+
+    def _measure_limits(self, model: PreTrainedModel) -> DecodingLimits:
+        """Measures how much of a model may be decoded at once now."""
+        max_cached_tokens = compute_cached_tokens(
+            model,
+            kv_cache_gib=self.kv_cache_gib,
+            max_rows=self.max_rows,
+            prefill_tokens=self.prefill_tokens,
+        )
+        default = 1 if model.device.type == "cpu" else STEPS_UNSEEN_ON_GPU
+        return DecodingLimits(max_cached_tokens, self.prefill_tokens, self.check_every or default)
 
     @property
     def length_limit(self) -> int | None:
@@ -102,38 +133,6 @@ class LocalEngine:
 
     def compute_checksum(self, model: PreTrainedModel) -> str:
         return compute_weights_checksum(model.named_parameters())
-
-
-def plan_batches(requests: Sequence[Request], *, max_rows: int, max_batch_tokens: int) -> list[list[DecodingRow]]:
-    """Splits the requests into micro-batches of rows within a token budget, longest prompts first.
-
-    Each has one way of sampling. Rows of one prompt stay together unless they exceed the budget by themselves. A
-    completion that exceeds it alone is decoded alone.
-    """
-
-    def count_fitting_rows(n_prompt: int, max_tokens: int) -> int:
-        return min(max_rows, max_batch_tokens // count_cache_columns(n_prompt, max_tokens))
-
-    rows = [DecodingRow(request, sample) for request in requests for sample in request.sample_numbers]
-    rows.sort(key=lambda row: (row.sampling_key, -row.n_prompt, row.request.prompt_ids))
-    batches: list[list[DecodingRow]] = []
-    for _, alike in groupby(rows, key=lambda row: row.sampling_key):
-        batch: list[DecodingRow] = []
-        longest = 0
-        for prompt, same in groupby(alike, key=lambda row: row.request.prompt_ids):
-            group = list(same)
-            limit = max(row.max_tokens for row in group)
-            alone = max(1, count_fitting_rows(len(prompt), limit))
-            longest = max(longest, limit)
-            if batch and len(batch) + len(group) > count_fitting_rows(batch[0].n_prompt, longest):
-                batches.append(batch)
-                batch, longest = [], limit
-            while len(group) > alone:
-                batches.append(group[:alone])
-                group = group[alone:]
-            batch += group
-        batches.append(batch)
-    return batches
 
 
 def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:

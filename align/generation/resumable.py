@@ -1,6 +1,7 @@
 """Samples completions in parts that are written to disk, so that a killed stage can resume."""
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -57,27 +58,33 @@ def sample_completions(
 
     Only the main process yields any; in the others this has to be drained all the same.
 
-    The parts depend on runtime.generation_batch alone, so a resumed stage decodes the same batches.
+    The parts depend on runtime.generation_batch alone, so a resumed stage decodes the same batches; where there are
+    parts already, as of a run with another generation_batch that ran out of memory, on those.
     """
     parts.mkdir(parents=True, exist_ok=True)
-    size = max(1, BATCHES_A_PART * context.runtime.generation_batch // request.samples)
+    size = find_part_size(parts, len(prompts))
+    size = size or max(1, BATCHES_A_PART * context.runtime.generation_batch // request.samples)
     spans = [(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     rank, world = get_rank(), get_world_size()
-    done, tokens = 0, 0
+    done, tokens, started = 0, 0, time.monotonic()
+    longest = max((len(each.prompt.ids) for each in prompts), default=0) + request.settings.max_tokens
     for number, (start, stop) in enumerate(spans):
         if number % world == rank and find_intact_part(parts, start, stop, context) is None:
             rows = []
-            for row in _sample_part(engine, renderer, prompts[start:stop], request):
-                rows.append(row)
-                tokens += row.n_tokens
-                context.report_progress(
-                    done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions"
-                )
-            ordered = sort_completions(rows, prompts[start:stop])
-            text = "".join(to_json_line(row) + "\n" for row in ordered)
-            write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
+            with context.work_on("draw", rows=(stop - start) * request.samples, longest_row=longest):
+                for row in _sample_part(engine, renderer, prompts[start:stop], request):
+                    rows.append(row)
+                    tokens += row.n_tokens
+                    context.report_progress(
+                        done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions"
+                    )
+                ordered = sort_completions(rows, prompts[start:stop])
+                text = "".join(to_json_line(row) + "\n" for row in ordered)
+                write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
         done += (stop - start) * request.samples if number % world == rank else 0
         context.stop_if_requested()
+    if tokens:
+        context.measured["speed/tokens_per_second"] = tokens / (time.monotonic() - started)
     connect_on_cpu()
     wait_for_all()
     if context.is_main:
@@ -86,6 +93,18 @@ def sample_completions(
             if path is None:
                 raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
             yield from (row for row in read_rows(path) if isinstance(row, Completion))
+
+
+def find_part_size(parts: Path, n_prompts: int) -> int | None:
+    """Returns how many prompts the parts have that lie in a folder. Returns None where none says it.
+
+    The last part may have fewer.
+    """
+    for path in parts.glob("*.jsonl"):
+        start, stop = map(int, path.name.partition(".")[0].split("-"))
+        if stop < n_prompts:
+            return stop - start
+    return None
 
 
 def judge_completions(rows: Iterable[Completion], rewards: Sequence[Reward]) -> Iterator[tuple[Completion, Verdict]]:

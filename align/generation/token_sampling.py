@@ -31,6 +31,11 @@ def draw_uniforms(keys: Tensor, position: int) -> Tensor:
     return _shift_right(bits ^ _shift_right(bits, 31), 12).double() * 2.0**-52
 
 
+def advance_key(key: int, n_drawn: int) -> int:
+    """Returns the key whose first uniform random number is the one after the first `n_drawn` of `key`."""
+    return _to_signed_int64(key + n_drawn * _STEP)
+
+
 def sample_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> SampledTokens:
     """Samples one token per row from logits (B, V) by inverting the cumulative distribution at `uniform` (B,).
 

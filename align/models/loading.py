@@ -35,6 +35,7 @@ from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_mode
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.distributed import get_local_rank
+from qwen_align.align.training.out_of_memory import is_out_of_memory
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
 TOKENIZER_FILES = (
@@ -174,6 +175,8 @@ def load_base_model(
             **(more or {}),
         )
     except Exception as error:  # whatever a library says of a config or of weights
+        if is_out_of_memory(error):
+            raise
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: "
         said = " ".join(str(error).split())
         raise RecipeError(f"{folder}: transformers cannot load it in safetensors form: {kind}{said:.300}") from error

@@ -187,8 +187,9 @@ class PostponedMask:
 
 
 def _postpone_mask(build: Callable[..., Tensor | None], **arguments: Any) -> Tensor | PostponedMask | None:
-    """Builds a mask, later if it is that of restarting positions, which takes N x N elements."""
-    if arguments.get("attention_mask") is None and not arguments.get("allow_is_causal_skip", True):
+    """Builds a mask, later if it is that of rows without padding, which takes N x N elements."""
+    is_always_dense = build is eager_mask
+    if arguments.get("attention_mask") is None and (is_always_dense or not arguments.get("allow_is_causal_skip", True)):
         return PostponedMask(partial(build, **arguments))
     return build(**arguments)
 

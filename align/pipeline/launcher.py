@@ -13,12 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
+from qwen_align.align.context import LOADING, PROGRESS, Phase
 from qwen_align.align.errors import StageError
 from qwen_align.align.pipeline.graph import Stage
+from qwen_align.align.pipeline.kernel_kills import count_kernel_kills
 from qwen_align.align.pipeline.machine_check import count_processes
 from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
 from qwen_align.align.pipeline.warm_server import NO_THREADS
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.memory_advice import word_advice
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 
@@ -73,14 +76,18 @@ class Launcher:
 
         `poll_stop` is called a few times a second; once it returns true the stage is asked to stop.
         """
-        stop_signal = StopSignal(poll_stop)
+        stop_signal, kills = StopSignal(poll_stop), count_kernel_kills()
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
             report = Path(scratch, "report.json")
             if uses_warm_server(stage) or (not STAGE_KINDS[stage.kind].needs_torch and self._ready):
                 code = self._run_in_warm_server(stage, folder, report, stop_signal)
             else:
                 code = run_fresh_process(build_command(stage, folder, report), folder / "log.txt", stop_signal)
-            stage_report = json.loads(report.read_text()) if report.exists() else None
+            stage_report = _read_report(report)
+        if stage_report and "out_of_memory" in stage_report:  # what the others say follows from it
+            return StageExit(stage_report["code"], stage_report["message"])
+        if code == -signal.SIGKILL and not stop_signal.was_sent:
+            return StageExit(4, describe_kill(stage, folder, kills, count_kernel_kills()))
         if code < 0 and not stop_signal.was_sent:
             return StageExit(4, _describe_exit(code))  # what the stage's other processes report follows from it
         if stage_report and stage_report["code"] == 75 and not stop_signal.was_sent:
@@ -229,10 +236,37 @@ def run_fresh_process(line: list[str], log: Path, stop_signal: StopSignal) -> in
             process.wait()
 
 
+def _read_report(report: Path) -> dict[str, Any] | None:
+    """Reads what a stage's processes report: the main one's report, or that of another that ran out of memory."""
+    others = sorted(report.parent.glob(f"{report.stem}.*.json"))
+    for path in (*others, report):
+        if path.exists():
+            stage_report: dict[str, Any] = json.loads(path.read_text())
+            return stage_report
+    return None
+
+
+def describe_kill(stage: Stage, folder: Path, kills_before: int | None, kills_after: int | None) -> str:
+    """Returns the error message for a process that was killed by SIGKILL: the phase it was in, and what to turn.
+
+    The system kills so when memory runs out. That is likely where nobody counts kills, and more so where their number
+    has risen; another process may have been meant.
+    """
+    progress = folder / PROGRESS
+    phase = Phase(**json.loads(progress.read_text())["phase"]) if progress.exists() else LOADING
+    at = f"the {phase.name} phase" + (f" of step {phase.step:,}" if phase.step else "")
+    advice = word_advice(stage.settings, stage.runtime, phase)
+    if kills_before is None or kills_after is None:
+        cause = "the system kills so when memory runs out"
+    elif kills_after > kills_before:
+        cause = "the kernel has killed a process meanwhile because memory ran out, most likely this one"
+    else:
+        cause = "the kernel has counted no process killed for want of memory meanwhile; someone else may have killed it"
+    return f"the process was killed by SIGKILL in or after {at}; {cause}. {advice}"
+
+
 def _describe_exit(code: int) -> str:
     """Returns the error message for a process that ended with an exit code but no report."""
     if code >= 0:
         return f"the process ended with code {code} without a message"
-    name = signal.Signals(-code).name
-    hint = "; the system kills so when memory runs out: lower runtime.micro_batch" if name == "SIGKILL" else ""
-    return f"the process was killed by {name}{hint}"
+    return f"the process was killed by {signal.Signals(-code).name}"

@@ -12,23 +12,29 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
-from qwen_align.align.errors import AlignError
+from qwen_align.align.errors import AlignError, OutOfMemory
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.stages.memory_advice import word_advice
+from qwen_align.align.stages.phase_estimates import estimate_memory
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.digest_cache import DIGESTS
 from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
 from qwen_align.align.store.outside_files import OutsideFileChanged, OutsideFiles, verify_outside_files
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
 from qwen_align.align.store.stage_folder import UNFINISHED
-from qwen_align.align.training.distributed import gather_objects, get_world_size, is_main_process
+from qwen_align.align.training.distributed import gather_objects, get_rank, get_world_size, is_main_process
+from qwen_align.align.training.memory_meter import read_peak_memory, start_memory_meter
+from qwen_align.align.training.out_of_memory import describe_out_of_memory, is_out_of_memory
 
 _STARTED = time.monotonic()
 _FULL_BYTES = 16 * 2**20  # less than this is left when the file of some weights did not fit
@@ -46,6 +52,9 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
     try:
         _remove_unfinished_files(folder)
         _run_stage_in_folder(folder, started=started, imported_before=imported_before)
+    except OutOfMemory as error:
+        _print_traceback()
+        stage_report = {"code": error.exit_code, "message": str(error), "out_of_memory": True}
     except AlignError as error:
         _print_traceback()
         stage_report = {"code": error.exit_code, "message": str(error)}
@@ -60,6 +69,8 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         _remove_unfinished_files(folder)
     if is_main_process():
         report.write_text(json.dumps(stage_report))
+    elif "out_of_memory" in stage_report:  # what the main process says of it is that this one has gone
+        report.with_suffix(f".{get_rank()}.json").write_text(json.dumps(stage_report))
     return int(stage_report["code"])
 
 
@@ -95,16 +106,20 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
     runtime = Runtime.model_validate(stage_job["runtime"])
     context = Context(folder, stage_job["seed"], runtime, is_main=is_main_process())
     context.catch_stop_signals()
+    if context.is_main:
+        (folder / PROGRESS).unlink(missing_ok=True)  # of an earlier process
     kind = STAGE_KINDS[settings.kind]
     run = import_function(kind.run)
     if kind.needs_torch:
         prepare_torch(runtime)
+        _start_memory_meter(runtime)
     imported = time.monotonic()
     outside = OutsideFiles(**stage_job.get("outside", {"digests": {}, "folders": []}))
     if context.is_main:
         verify_outside_files(outside, folder.parent / DIGESTS)
     inputs = {ref: Path(entry["folder"]) for ref, entry in stage_job["inputs"].items()}
-    summary = run(settings, inputs, folder, context)
+    context.estimates_gib = estimate_memory(settings, inputs, runtime)
+    summary = _run_in_memory(partial(run, settings, inputs, folder, context), settings, context)
     times = {
         "seconds": time.monotonic() - imported,
         "cpu_seconds": measure_cpu_seconds(),
@@ -117,7 +132,7 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
             for name in UNFINISHED:
                 remove_tree(folder / name)  # of another file than the key says
             raise
-        _write_manifest(folder, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
+        _write_manifest(context, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
 
 
 def prepare_torch(runtime: Runtime) -> None:
@@ -137,6 +152,45 @@ def prepare_torch(runtime: Runtime) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 
 
+def _start_memory_meter(runtime: Runtime) -> None:
+    """Starts measuring the memory of this process's device."""
+    from qwen_align.align.models.loading import choose_device
+
+    start_memory_meter(choose_device(runtime))
+
+
+def _run_in_memory(run: Callable[[], dict[str, Any]], settings: Any, context: Context) -> dict[str, Any]:
+    """Runs a stage. Raises OutOfMemory when memory runs out, with the phase, the figures and what to turn."""
+    try:
+        return run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error) if isinstance(error, OutOfMemory) else f"{type(error).__name__}: {error}"
+        kept = error.kept if isinstance(error, OutOfMemory) else ""
+        raise OutOfMemory(
+            describe_out_of_memory(
+                context.phase,
+                stage=settings.kind,
+                peak=read_peak_memory(),
+                estimate_gib=context.estimates_gib.get(context.phase.name),
+                advice=word_advice(settings, context.runtime, context.phase),
+                kept=kept or describe_kept_work(context.out),
+                said=said,
+            )
+        ) from error
+
+
+def describe_kept_work(folder: Path) -> str:
+    """Says what a further run of a stage goes on from: its checkpoint, its drawn completions or the beginning."""
+    steps = [int(path.name.rpartition("-")[2]) for path in (folder / "checkpoints").glob("checkpoint-*")]
+    if steps:
+        return f"`run` goes on from the checkpoint of step {max(steps):,}"
+    if any((folder / "parts").glob("**/*.jsonl")):
+        return "`run` goes on from the completions that are drawn"
+    return "`run` starts it from the beginning"
+
+
 def measure_cpu_seconds() -> float:
     """Returns the CPU seconds of all processes of a stage and of their finished children.
 
@@ -146,8 +200,13 @@ def measure_cpu_seconds() -> float:
     return sum(gather_objects(own_seconds))
 
 
-def _write_manifest(folder: Path, stage_job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]) -> None:
+def _write_manifest(
+    context: Context, stage_job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]
+) -> None:
     """Writes manifest.json, which marks the stage's folder as complete."""
+    folder = context.out
+    if (peak := read_peak_memory()) is not None:
+        context.measured.setdefault("memory/peak_gib", peak.held)
     left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
@@ -163,6 +222,7 @@ def _write_manifest(folder: Path, stage_job: dict[str, Any], summary: dict[str, 
         "summary": summary,
         **times,
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _MEBI_PER_GIBI, 3),
+        "measured": context.measured,
         "disk_gib": round(sum(path.stat().st_size for path in files) / 2**30, 6),
         "world_size": get_world_size(),
         "git_commit": find_git_commit(),

@@ -14,6 +14,10 @@ class Sample(NamedTuple):
     ids: list[int]
     mask: list[bool]
 
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
 
 @dataclass
 class TurnCounts:
@@ -38,6 +42,11 @@ class PairIds(NamedTuple):
     def n_tokens(self) -> int:
         """Returns the number of tokens of the prompt, counted once, and of both completions."""
         return len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+    @property
+    def longest(self) -> int:
+        """Returns the number of tokens of the longer completion, with its prompt."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
 class Piece(NamedTuple):

@@ -1,13 +1,16 @@
 """Renders a whole training set of rows or preference pairs to token ids. Over-long ones are dropped and counted."""
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from qwen_align.align.errors import DataError
 from qwen_align.align.rendering.renderer import OnlyRejectedThinks, Renderer
 from qwen_align.align.rendering.samples import PairIds, Sample, TurnCounts, merge_turns
 from qwen_align.align.rows import Pair, Row
+
+Rendered_co = TypeVar("Rendered_co", covariant=True)
 
 
 class RenderedRows(NamedTuple):
@@ -44,62 +47,119 @@ class RenderedPairs(NamedTuple):
     @property
     def longest(self) -> int:
         """Returns the number of tokens of the longest completion that is kept, with its prompt."""
-        return max(
-            (len(pair.prompt) + len(side) for pair in self.pairs for side in (pair.chosen, pair.rejected)), default=0
-        )
+        return max((pair.longest for pair in self.pairs), default=0)
 
 
 def render_rows(renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> RenderedRows:
     """Renders all rows to training samples. Samples over `max_tokens` are dropped and counted, never cut."""
-    samples: list[Sample] = []
-    counts = TurnCounts()
-    dropped = counts.untrained
-    lengths = []
-    for row in rows:
-        kept = []
-        for turn in renderer.render_turns(row, counts):
-            lengths.append(len(turn.ids))
-            reason = _explain_drop(len(turn.ids), turn.mask.index(True), max_tokens)
-            if reason:
-                dropped[reason] += 1
-            else:
-                kept.append(turn)
-        samples.extend(merge_turns(kept))
-    modes = {mode: count for mode, count in counts.trained.most_common() if mode}
-    return RenderedRows(samples, dict(dropped), lengths, modes)
+    stream = SampleStream(renderer, rows, max_tokens)
+    return RenderedRows(list(stream), dict(stream.dropped), list(stream.lengths), stream.modes)
 
 
 def render_pairs(
     renderer: Renderer, rows: Iterable[Pair], max_tokens: int, *, needs_margin: bool = False
 ) -> RenderedPairs:
-    """Renders all preference pairs to token ids.
+    """Renders all preference pairs to token ids, as `PairStream` does."""
+    stream = PairStream(renderer, rows, max_tokens, needs_margin=needs_margin)
+    return RenderedPairs(list(stream), dict(stream.dropped), list(stream.lengths))
+
+
+class RenderingStream(Protocol[Rendered_co]):
+    """A protocol of what renders a training set one row at a time and counts as it goes."""
+
+    def __iter__(self) -> Iterator[Rendered_co]: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what was counted, once the stream has ended: `longest`, `dropped` and more."""
+        ...
+
+
+class SampleStream:
+    """Renders rows to training samples one after another, and counts what becomes of them.
+
+    Samples over `max_tokens` are dropped and counted, never cut. What is counted is complete when the stream has ended:
+    see `RenderedRows`.
+    """
+
+    def __init__(self, renderer: Renderer, rows: Iterable[Row], max_tokens: int) -> None:
+        self.renderer, self.rows, self.max_tokens = renderer, rows, max_tokens
+        self.counts = TurnCounts()
+        self.lengths = array("q")
+        self.longest = self.n_supervised = 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        for row in self.rows:
+            kept = []
+            for turn in self.renderer.render_turns(row, self.counts):
+                self.lengths.append(len(turn.ids))
+                reason = _explain_drop(len(turn.ids), turn.mask.index(True), self.max_tokens)
+                if reason:
+                    self.dropped[reason] += 1
+                else:
+                    kept.append(turn)
+            for sample in merge_turns(kept):
+                self.longest = max(self.longest, len(sample.ids))
+                self.n_supervised += sum(sample.mask)
+                yield sample
+
+    @property
+    def dropped(self) -> Counter[str]:
+        return self.counts.untrained
+
+    @property
+    def modes(self) -> dict[str, int]:
+        return {mode: count for mode, count in self.counts.trained.most_common() if mode}
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what was counted."""
+        return {
+            "dropped": self.dropped,
+            "modes": self.modes,
+            "longest": self.longest,
+            "supervised_tokens": self.n_supervised,
+        }
+
+
+class PairStream:
+    """Renders preference pairs to token ids one after another, and counts what becomes of them.
 
     Pairs with a completion over `max_tokens` with its prompt are dropped and counted, and so are those of which only
     the rejected side thinks, unless a flag asks for no thinking.
 
     Raises DataError for a pair without a margin where `needs_margin`.
     """
-    pairs: list[PairIds] = []
-    dropped: Counter[str] = Counter()
-    lengths = []
-    for row in rows:
-        if needs_margin and row.margin is None:
-            raise DataError(
-                f"row '{row.id}': has no margin, which reward_model's margins: true subtracts; "
-                "give every pair a margin, or leave margins out"
-            )
-        try:
-            pair = renderer.render_pair(row)
-        except OnlyRejectedThinks:
-            dropped["pairs of which only the rejected side thinks"] += 1
-            continue
-        lengths.append(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)))
-        reason = _explain_drop(lengths[-1], len(pair.prompt), max_tokens)
-        if reason:
-            dropped[reason] += 1
-        else:
-            pairs.append(pair)
-    return RenderedPairs(pairs, dict(dropped), lengths)
+
+    def __init__(
+        self, renderer: Renderer, rows: Iterable[Pair], max_tokens: int, *, needs_margin: bool = False
+    ) -> None:
+        self.renderer, self.rows, self.max_tokens, self.needs_margin = renderer, rows, max_tokens, needs_margin
+        self.dropped: Counter[str] = Counter()
+        self.lengths = array("q")
+        self.longest = 0
+
+    def __iter__(self) -> Iterator[PairIds]:
+        for row in self.rows:
+            if self.needs_margin and row.margin is None:
+                raise DataError(
+                    f"row '{row.id}': has no margin, which reward_model's margins: true subtracts; "
+                    "give every pair a margin, or leave margins out"
+                )
+            try:
+                pair = self.renderer.render_pair(row)
+            except OnlyRejectedThinks:
+                self.dropped["pairs of which only the rejected side thinks"] += 1
+                continue
+            self.lengths.append(pair.longest)
+            reason = _explain_drop(pair.longest, len(pair.prompt), self.max_tokens)
+            if reason:
+                self.dropped[reason] += 1
+            else:
+                self.longest = max(self.longest, pair.longest)
+                yield pair
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what was counted."""
+        return {"dropped": self.dropped, "longest": self.longest}
 
 
 def _explain_drop(n_tokens: int, n_prompt: int, max_tokens: int) -> str | None:

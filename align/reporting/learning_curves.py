@@ -27,6 +27,8 @@ CURVES = (
     ("kl", "KL to the reference", "与参考模型的 KL"),
     ("value/explained", "variance the critic explains", "价值模型解释的方差"),
     ("grad_norm", "gradient norm", "梯度范数"),
+    ("memory/peak_gib", "peak memory, GiB", "显存峰值（GiB）"),
+    ("speed/tokens_per_second", "tokens a second", "每秒 token 数"),
 )
 DONE, RUNNING, UNFINISHED = "done", "running", "unfinished"
 

@@ -284,5 +284,6 @@ def _read_stage_costs(stage: PlannedStage) -> dict[str, Any]:
         "kind": stage.kind,
         "key": stage.key,
         **{field: manifest.get(field) for field in costs},
+        "measured": manifest.get("measured", {}),
         "summary": {name: value for name, value in manifest["summary"].items() if name != "results"},
     }

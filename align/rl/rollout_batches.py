@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine
 from qwen_align.align.generation.requests import RenderedProblem
-from qwen_align.align.rl import prefetched
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.collect import RolloutBatch, RolloutSetup, collect_groups, wait_for_verdicts
 from qwen_align.align.rl.held_out import HeldOutFigures, describe_first_rollouts, measure_held_out
 from qwen_align.align.rl.judge import Judge
+from qwen_align.align.rl.prefetched import load_batch
 from qwen_align.align.rl.prompt_stream import PromptStream
 
 PENDING = "pending.json"
@@ -86,13 +87,16 @@ class RolloutSource:
             self._prefetched = None if is_last else self._collect_batch(step + 1, model, logged_at)
         else:
             batch = self._collect_batch(step, model, logged_at)
-        wait_for_verdicts(batch, self.setup, self.stream, f"batch {step + 1}")
+        with self.context.work_on("score", step=logged_at):  # a reward may be a model
+            wait_for_verdicts(batch, self.setup, self.stream, f"batch {step + 1}")
         self._count_verdicts(batch)
         return batch
 
     def report_first_rollouts(self) -> None:
         """Logs a note on a few rollouts sampled before training starts."""
-        self.context.log_note(0, "preflight", describe_first_rollouts(self.setup, self.stream.problems, self.judge))
+        with self._draw_in_phase(None, self.settings.completions_per_prompt):
+            note = describe_first_rollouts(self.setup, self.stream.problems, self.judge)
+        self.context.log_note(0, "preflight", note)
 
     def find_longest_sequence(self) -> int:
         """Returns the most tokens that a prompt and its completion can have, in training or on the held-out set."""
@@ -106,9 +110,14 @@ class RolloutSource:
         assert self.held_out_questions is not None
         self._sync_weights(model)
         held_out = self.held_out_questions
-        return measure_held_out(
-            held_out.setup, held_out.questions, held_out.judge, max_no_verdict_share=held_out.max_no_verdict_share
-        )
+        with self._draw_in_phase(None, len(held_out.questions) * held_out.setup.n_samples):
+            return measure_held_out(
+                held_out.setup, held_out.questions, held_out.judge, max_no_verdict_share=held_out.max_no_verdict_share
+            )
+
+    def _draw_in_phase(self, step: int | None, n_completions: int) -> AbstractContextManager[None]:
+        """Returns a context manager in which the context's phase is `draw`."""
+        return self.context.work_on("draw", step=step, rows=n_completions, longest_row=self.find_longest_sequence())
 
     @property
     def is_evaluation_due(self) -> bool:
@@ -122,15 +131,16 @@ class RolloutSource:
         Logs a note where too few have a signal.
         """
         settings = self.settings
-        self._sync_weights(model)
-        batch = collect_groups(
-            self.setup,
-            self.stream,
-            self.judge,
-            step=step,
-            n_prompts=settings.prompts_per_step,
-            max_prompts=self.algorithm.max_prompts,
-        )
+        self._sync_weights(model, logged_at)
+        with self._draw_in_phase(logged_at, settings.prompts_per_step * settings.completions_per_prompt):
+            batch = collect_groups(
+                self.setup,
+                self.stream,
+                self.judge,
+                step=step,
+                n_prompts=settings.prompts_per_step,
+                max_prompts=self.algorithm.max_prompts,
+            )
         if batch.groups and len(batch.groups) < settings.prompts_per_step:
             self.context.log_note(
                 logged_at,
@@ -143,14 +153,15 @@ class RolloutSource:
             batch.scored_logps = self.score_drawn(batch)
         return batch
 
-    def _sync_weights(self, model: Any) -> None:
+    def _sync_weights(self, model: Any, logged_at: int | None = None) -> None:
         """Sends the policy's weights to an engine that samples from a copy.
 
         Raises StageError when their checksum differs on arrival.
         """
         if not self.engine.has_own_weights:
             return
-        held = self.engine.sync_weights(model, self.batches)
+        with self.context.work_on("sync", step=logged_at):
+            held = self.engine.sync_weights(model, self.batches)
         if held is not None and held != self.engine.compute_checksum(model):
             raise StageError(
                 f"batch {self.batches}: the engine's weights are not the policy's after they were sent: "
@@ -175,18 +186,18 @@ class RolloutSource:
     def to_state(self) -> dict[str, Any]:
         """Returns the run's batch number, counts and prompt stream as a JSON object for a checkpoint.
 
-        A prefetched batch is saved by `save_prefetched`.
+        A prefetched batch is no part of it.
         """
         return {"batches": self.batches, "counts": dict(self.counts), "stream": self.stream.to_state()}
 
-    def save_prefetched(self, folder: Path) -> None:
-        """Writes the rollout batch sampled a step ahead, if any, into the checkpoint's folder."""
-        if self._prefetched is not None:
-            prefetched.save_batch(self._prefetched, folder / PENDING)
+    @property
+    def prefetched(self) -> RolloutBatch | None:
+        """Returns the rollout batch sampled a step ahead, if any, which a checkpoint has to hold too."""
+        return self._prefetched
 
     def restore_state(self, state: dict[str, Any], folder: Path) -> None:
         """Restores the run's batch number, counts, prompt stream and prefetched batch from a checkpoint."""
         self.batches, self.counts = state["batches"], Counter(state["counts"])
         self.stream.restore_state(state["stream"])
         path, renderer = folder / PENDING, self.setup.renderer
-        self._prefetched = prefetched.load_batch(path, self.stream.problems, renderer) if path.exists() else None
+        self._prefetched = load_batch(path, self.stream.problems, renderer) if path.exists() else None

@@ -7,6 +7,7 @@ import torch
 
 from qwen_align.align.rl.collect import Group, RolloutBatch
 from qwen_align.align.rl.rollouts import Rollouts
+from qwen_align.align.training.distributed import get_world_size
 
 
 def compute_batch_metrics(batch: RolloutBatch) -> dict[str, float]:
@@ -32,6 +33,8 @@ def compute_batch_metrics(batch: RolloutBatch) -> dict[str, float]:
         "time/sampling": batch.seconds_sampling,
         "time/waiting_for_verdicts": batch.seconds_waiting,
     }
+    if batch.seconds_sampling:  # 0 of one that a checkpoint held
+        metrics["speed/drawn_tokens_per_second"] = sum(lengths) / batch.seconds_sampling / get_world_size()
     all_parts = [each.verdict.parts for each in judged if each.verdict.parts]
     for label in dict.fromkeys(label for parts in all_parts for label in parts):
         part_values = [parts[label].value for parts in all_parts if label in parts]

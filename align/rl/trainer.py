@@ -5,13 +5,14 @@ optimiser step it asks for a batch, which here is a list of the step's completio
 own.
 """
 
+import copy
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import DistributedType
@@ -31,17 +32,12 @@ from qwen_align.align.rl.collect import RolloutBatch, build_rollouts
 from qwen_align.align.rl.controllers import EntropyCoefficient, KlCoefficient, RewardScale
 from qwen_align.align.rl.held_out import HeldOutFigures
 from qwen_align.align.rl.losses import StepTotals
-from qwen_align.align.rl.micro_batches import (
-    MicroBatch,
-    PassLimits,
-    add_idle_batches,
-    get_pass_limits,
-    pack_micro_batches,
-)
+from qwen_align.align.rl.micro_batches import MicroBatch, add_idle_batches, pack_micro_batches
 from qwen_align.align.rl.objective import Sums, UpdateTerms, compute_loss, count_step_totals
 from qwen_align.align.rl.optimizer import build_schedule, group_parameters, keep_embeddings_in_32_bits
+from qwen_align.align.rl.prefetched import save_batch
 from qwen_align.align.rl.ptx import RawTexts
-from qwen_align.align.rl.rollout_batches import RolloutSource
+from qwen_align.align.rl.rollout_batches import PENDING, RolloutSource
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.scoring import Scorer, set_old_logps
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
@@ -49,6 +45,8 @@ from qwen_align.align.rl.watchdogs import Watchdogs
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
+from qwen_align.align.training.measured_steps import MeasuredSteps
+from qwen_align.align.training.micro_batches import PassLimits, get_pass_limits
 from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
@@ -59,7 +57,18 @@ WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
 )
 
 
-class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
+class UnfinishedStep(NamedTuple):
+    """The trainer's state before a step, or its batch, was begun: what a checkpoint holds of it if the step fails.
+
+    after_step: the optimiser step whose weights it belongs to. `prefetched`: the batch sampled a step ahead.
+    """
+
+    after_step: int
+    state: dict[str, Any]
+    prefetched: RolloutBatch | None
+
+
+class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[misc]
     """A transformers Trainer for online RL, which makes `updates` optimiser steps on each rollout batch.
 
     `reference` is the model the stage started from, if a KL to it is asked for and the policy has no adapters.
@@ -96,6 +105,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self.metrics: dict[str, float] = {}
         self._batch_metrics: dict[str, float] = {}  # for the watchdogs, which check a batch after its last update
         self._is_first_update = True  # of its batch's optimiser steps
+        self._unfinished: UnfinishedStep | None = None
         self._sums: Sums = {}
         self.scorer = Scorer(self._pack_micro_batches, self.accelerator.autocast, self.args.device)
         rollout_source.score_drawn = self._score_drawn
@@ -117,10 +127,14 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         Collects new rollouts when a batch has been used up.
         """
         self.metrics = {}
-        self._is_first_update = not self.minibatches
-        if self._is_first_update:
+        if not self.minibatches:
+            self._is_first_update = True
+            self._record_state()
             self._start_batch()
             self._batch_metrics = self.metrics.copy()
+        elif self._is_first_update:  # of a batch that a checkpoint held before any update on it
+            self.metrics = self._batch_metrics.copy()
+        self._record_state()
         return [{"rows": self.minibatches.pop(0)}], None
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -134,7 +148,9 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         loss = torch.zeros((), device=self.args.device)
         passes = self._plan_passes(inputs["rows"])
         for number, compute_part in enumerate(passes, start=1):
-            with self._sync_gradients_if_last(model, number == len(passes)):
+            batch: MicroBatch = compute_part.keywords["batch"]
+            self._count_pass(batch)
+            with self._update_in_phase(batch), self._sync_gradients_if_last(model, number == len(passes)):
                 with self.compute_loss_context_manager():
                     part = compute_part(model)
                 # Gradients are averaged over devices, and these are parts of one sum.
@@ -147,6 +163,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self.metrics["time/update"] = time.monotonic() - started
         if not self.minibatches:
             self._check_watchdogs()
+        self._is_first_update = False
         return loss * self._world  # Trainer takes the mean over devices
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -200,7 +217,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         if batch.scored_logps is not None:
             self.metrics["mismatch/mean"] = set_old_logps(self.rollouts, batch.scored_logps)
         if self.algorithm.critic:
-            self.rollouts.values = self.scorer.score_values(self.model_wrapped, self.rollouts, all_rows)
+            with self._score_in_phase(self.rollouts):
+                self.rollouts.values = self.scorer.score_values(self.model_wrapped, self.rollouts, all_rows)
         if self.algorithm.needs_reference_everywhere:
             self._score_before_updates(self.rollouts, all_rows)
         self.algorithm.assign_advantages(self.rollouts, self.kl_coefficient.value, self.reward_scale)
@@ -215,7 +233,16 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
     def _score_drawn(self, batch: RolloutBatch) -> Tensor:
         """Returns the present policy's log-probs of a batch that it has drawn and that may not be judged yet; flat."""
         rollouts = build_rollouts(batch, with_verdicts=False)
-        return self.scorer.score_logps(self.model_wrapped, rollouts, range(len(rollouts)))
+        with self._score_in_phase(rollouts):
+            return self.scorer.score_logps(self.model_wrapped, rollouts, range(len(rollouts)))
+
+    def _score_in_phase(self, rollouts: Rollouts) -> AbstractContextManager[None]:
+        """Returns a context manager in which the context's phase is `score`."""
+        return self.context.work_on(
+            "score",
+            step=self.state.global_step + 1,
+            longest_row=int((rollouts.n_prompt + rollouts.n_tokens).max()),
+        )
 
     def _score_before_updates(self, rollouts: Rollouts, rows: Sequence[int]) -> None:
         """Sets the log-probs of the given completions that are computed before their updates: old and reference ones.
@@ -223,10 +250,12 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         Both come of the same passes over the same rows, so that they differ by the weights alone.
         """
         if self._needs_scored_logps:
-            scored = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
+            with self._score_in_phase(rollouts):
+                scored = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
             self.metrics["mismatch/mean"] = set_old_logps(rollouts, scored)
         if self.settings.kl:
-            self._score_by_reference(rollouts, rows)
+            with self._score_in_phase(rollouts):
+                self._score_by_reference(rollouts, rows)
             if self.state.global_step == self.skipped:  # nothing has been trained yet
                 self._check_reference_start(rollouts, rows)
 
@@ -288,7 +317,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
 
     # --- an optimiser step
 
-    def _plan_passes(self, rows: list[int]) -> list[Callable[[Any], Tensor]]:
+    def _plan_passes(self, rows: list[int]) -> list[partial[Tensor]]:
         """Returns this process's forward passes for an optimiser step, each as a function from model to loss."""
         trained = self._select_trained_rows(rows)
         if not trained:
@@ -302,6 +331,23 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         ]
         # Devices exchange gradients in the last pass, and only of what it uses: texts, which have no value, go first.
         return [*self._plan_text_passes(), *passes]
+
+    def _update_in_phase(self, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Returns a context manager in which the context's phase is `update`."""
+        longest = max(before + n for before, n in zip(batch.layout.n_before, batch.layout.lengths, strict=True))
+        return self.context.work_on(
+            "update", step=self.state.global_step + 1, rows=len(batch.rows), longest_row=longest + 1
+        )
+
+    def _count_pass(self, batch: MicroBatch) -> None:
+        """Counts the tokens and pairs of a training pass over a micro-batch, shared prompts once."""
+        rows = zip(batch.layout.n_before, batch.layout.lengths, strict=True)
+        pairs = sum(n * before + n * (n + 1) / 2 for before, n in rows)
+        self.meter.count(torch.tensor(float(batch.layout.n_tokens)), torch.tensor(pairs))
+
+    def measure_step(self) -> dict[str, float]:
+        """Returns the speed of the step's update; that of drawing is its batch's."""
+        return self.meter.read(self.metrics["time/update"])
 
     def _select_trained_rows(self, rows: Iterable[int]) -> list[int]:
         """Returns the row numbers of the completions that train the model."""
@@ -330,7 +376,7 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self._add_sums(sums if totals.share else {name: torch.zeros_like(value) for name, value in sums.items()})
         return loss
 
-    def _plan_text_passes(self) -> list[Callable[[Any], Tensor]]:
+    def _plan_text_passes(self) -> list[partial[Tensor]]:
         """Returns this process's forward passes over PPO-ptx's raw texts for an optimiser step."""
         if self.texts is None or self._is_critic_warmup:
             return []
@@ -338,7 +384,6 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         n_tokens, world = self.texts.count_loss_tokens(numbers), self._world
         batches = [list(self.texts.pack_micro_batches(numbers[r::world], self._pass_limits)) for r in range(world)]
         mine, idle = add_idle_batches(batches, self._rank)
-        passes: list[Callable[[Any], Tensor]]
         passes = [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens) for batch in mine]
         return passes + [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
 
@@ -444,6 +489,22 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
 
         Trainer itself saves weights and optimiser.
         """
+        unfinished = self._unfinished
+        if unfinished is None or unfinished.after_step != self.state.global_step:  # no step has been begun since
+            unfinished = self._collect_state()
+        state = unfinished.state
+        if state["is_new"]:
+            state["logged"] = self.context.read_logs_after(self.state.global_step)
+        write_json(folder / STATE, state)
+        if unfinished.prefetched is not None:
+            save_batch(unfinished.prefetched, folder / PENDING)
+        if state["minibatches"] and self.rollouts is not None:
+            self.rollouts.save(folder / ROLLOUTS)
+        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
+            save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
+
+    def _collect_state(self) -> "UnfinishedStep":
+        """Returns what a checkpoint of the present weights has to hold beside them and the rollouts."""
         state = {
             "experience": self.rollout_source.to_state(),
             "kl": self.kl_coefficient.to_state(),
@@ -453,13 +514,13 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
             "skipped": self.skipped,
             "minibatches": self.minibatches,
             "of_batch": self._batch_metrics,
+            "is_new": bool(self.minibatches) and self._is_first_update,
         }
-        write_json(folder / STATE, state)
-        self.rollout_source.save_prefetched(folder)
-        if self.minibatches and self.rollouts is not None:
-            self.rollouts.save(folder / ROLLOUTS)
-        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
-            save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
+        return UnfinishedStep(self.state.global_step, copy.deepcopy(state), self.rollout_source.prefetched)
+
+    def _record_state(self) -> None:
+        """Records the present state, to which a step that fails goes back."""
+        self._unfinished = self._collect_state()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the trained weights from a checkpoint folder."""
@@ -474,6 +535,8 @@ class OnlineTrainer(AtomicCheckpoints, Trainer):  # type: ignore[misc]
         self.reward_scale.restore_state(state["rewards"])
         self.watchdogs.restore_state(state["watchdogs"])
         self.skipped, self.minibatches, self._batch_metrics = state["skipped"], state["minibatches"], state["of_batch"]
+        self._is_first_update = state.get("is_new", False)
+        self.context.restore_logs(state.get("logged", {}))
         if (folder / ROLLOUTS).exists():
             self.rollouts = Rollouts.load(folder / ROLLOUTS)
         if (folder / REFERENCE).exists():

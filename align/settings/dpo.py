@@ -5,7 +5,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
-from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Lora, Optimizer, refuse_dropout
 
@@ -54,10 +53,3 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
                 "labelled the wrong way round, or leave it out"
             )
         return self
-
-    def get_runtime_key_settings(self, runtime: Runtime) -> dict[str, int]:
-        """Returns the micro-batch size as a key setting if the loss depends on it.
-
-        TRL's next-token term is a mean over the tokens of a device's forward pass.
-        """
-        return {"rows": split_into_micro_batches(self.batch, runtime)[0]} if self.sft_weight else {}

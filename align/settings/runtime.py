@@ -23,7 +23,11 @@ class Runtime(Strict):
     )
     processes: int = Field(default=1, ge=1, le=1024, description="processes on this machine; on GPUs one per device")
     micro_batch: int = Field(
-        default=8, ge=1, le=65_536, description="largest number of rows (or pairs) per device in one forward pass"
+        default=8,
+        ge=1,
+        le=65_536,
+        description="rows (or pairs) per device in one forward pass: of the longest; of shorter ones as many as have "
+        "about as many tokens. On a CPU fewer where they do not fit its caches",
     )
     micro_batch_tokens: int | None = Field(
         default=None,
@@ -41,8 +45,9 @@ class Runtime(Strict):
     kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
-        description="GiB of keys and values that are held while completions are decoded, per process; null = what is "
-        "free of the device's memory, less a margin",
+        description="GiB of keys and values held while completions are decoded, per process: rows that outgrow it "
+        "wait and go on later, one that needs more alone is decoded alone; null = what is free of the device's "
+        "memory less a margin (on a CPU half, shared by the processes). Completions are the same but for rounding",
     )
     prefill_tokens: int = Field(
         default=16_384,  # our choice: at 8B's widths in bf16 a layer's activations are then below 2 GiB
@@ -58,11 +63,20 @@ class Runtime(Strict):
     activation_offloading: bool = Field(
         default=False, description="keep what the backward pass needs in host memory: less memory, more time"
     )
-    dataloader_workers: int = Field(default=0, ge=0, le=64, description="processes that prepare batches, per device")
     deepspeed: OutsideFile | None = Field(
         default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
     )
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads per process; null = all")
+
+
+def split_among_processes(batch: int, runtime: Runtime) -> int:
+    """Returns how many of a batch's rows each process trains on.
+
+    Raises RecipeError if the batch does not divide by the processes.
+    """
+    if batch % runtime.processes:
+        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
+    return batch // runtime.processes
 
 
 def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:
@@ -70,8 +84,6 @@ def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:
 
     Their product over all processes is the batch. Raises RecipeError if the batch cannot be split so.
     """
-    if batch % runtime.processes:
-        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
-    share = batch // runtime.processes
+    share = split_among_processes(batch, runtime)
     rows = max(size for size in range(1, min(runtime.micro_batch, share) + 1) if share % size == 0)
     return rows, share // rows

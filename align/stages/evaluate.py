@@ -63,7 +63,8 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
             completions = sample_completions(
                 engine, renderer, asked.prompts, draw_settings, context, out / "parts" / asked.number
             )
-            rows = scoring.judge_completions(list(completions), settings.rewards)
+            with context.work_on("score"):  # drawing has its own phase
+                rows = scoring.judge_completions(list(completions), settings.rewards)
             if file:
                 file.writelines(to_json_line(row) + "\n" for row in rows)
                 verdicts = [row.verdicts[row.reward] for row in rows]
@@ -76,7 +77,8 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
                 )
                 question_means.append(statistics.compute_question_means(by_question))
                 if scorer:
-                    result |= scoring.measure_best_of_k(rows, scorer)
+                    with context.work_on("score"):
+                        result |= scoring.measure_best_of_k(rows, scorer)
                 results.append({"set": asked.set, "switch": asked.switch.method, "mode": asked.switch.mode, **result})
     if context.is_main:
         unfinished.replace(out / "completions.jsonl")

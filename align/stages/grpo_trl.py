@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from torch import Tensor
 from trl import GRPOTrainer
 
 from qwen_align.align.context import Context
@@ -39,6 +41,7 @@ from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.reward.combine import judge_all
@@ -47,8 +50,12 @@ from qwen_align.reward.settings import check_rewards
 SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by eye
 
 
-class GrpoTrainer(AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPOTrainer with atomic checkpoints."""
+class GrpoTrainer(MeasuredSteps, AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPOTrainer with atomic checkpoints and measured memory. Its speed is not measured."""
+
+    def find_row_lengths(self, inputs: Any) -> Tensor:
+        """Returns no lengths: inputs are prompts here, whose completions TRL has yet to ask for."""
+        return torch.empty(0)
 
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -142,7 +149,13 @@ class TrlCallbacks:
                     first_sample=numbers[0],
                 )
             )
-        done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
+        with self.context.work_on(
+            "draw",
+            step=trainer.state.global_step + 1,
+            rows=len(positions),
+            longest_row=max(len(each.prompt_ids) for each in requests) + self.sampling.max_tokens,
+        ):
+            done = {(one.request.id, one.sample): one for one in engine.generate(requests)}
         self._positions = positions
         self._generations = [
             done[self._build_request_id(position), sample] for position, sample in zip(positions, samples, strict=True)

@@ -71,7 +71,8 @@ def train_model(
     n_tokens = settings.batch * settings.sequence_length
     model.train()
     for step in range(done + 1, settings.steps + 1):
-        losses.append(train_on_batch(model, optimizers, next(batches), compute_rate_factor(settings, step)))
+        with context.work_on("update", step=step, rows=settings.batch, longest_row=settings.sequence_length):
+            losses.append(train_on_batch(model, optimizers, next(batches), compute_rate_factor(settings, step)))
         context.report_progress(step, settings.steps, step * n_tokens)
         if step % settings.log_every == 0 or step == settings.steps:
             loss = torch.stack(losses).mean().item()

@@ -47,7 +47,7 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
         return {}
     reasons: Counter[str] = Counter()
     n_rows, n_judged, reward_sum, n_stopped, n_tokens = 0, 0, 0.0, 0, 0
-    with (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
+    with context.work_on("score"), (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
         for row, verdict in judge_completions(completions, settings.rewards):
             verdicts = verdict.parts or {}
             file.write(to_json_line(row.model_copy(update={"verdicts": verdicts})) + "\n")

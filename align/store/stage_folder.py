@@ -11,7 +11,7 @@ from typing import IO, Any
 from qwen_align.align.errors import AlignError, StageError
 from qwen_align.align.store.files import read_json, remove_tree
 
-UNFINISHED = ("checkpoints", "parts")  # folders of a stage that is not complete
+UNFINISHED = ("checkpoints", "parts", "rendered")  # folders of a stage that is not complete
 
 
 _MANIFEST_FIELDS = {"key": str, "kind": str, "outputs": dict, "summary": dict, "libraries": dict, "seconds": float}

@@ -54,6 +54,7 @@ class AtomicCheckpoints:
     args: TrainingArguments
     state: TrainerState
     model: Any
+    last_saved_step = 0
     _checkpoint_root: Path | None = None
     handed_on_dtype: torch.dtype | None = (
         None  # of a whole model that is saved for the next stage; checkpoints are fp32
@@ -71,14 +72,17 @@ class AtomicCheckpoints:
         home = Path(str(self.args.output_dir))
         folder = get_partial_folder(home, self.state.global_step)
         self._checkpoint_root = folder.parent
-        super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        self._checkpoint_root = None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._checkpoint_root = None
         wait_for_all()
         if self.args.should_save:
             self._save_extra_state(folder)
             _check_checkpoint_files(folder)
             publish_checkpoint(home, self.state.global_step)
         wait_for_all()
+        self.last_saved_step = self.state.global_step
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         """Saves the model, cast to `handed_on_dtype` when it is to be handed on."""
@@ -106,6 +110,11 @@ class AtomicCheckpoints:
 def get_partial_folder(home: Path, step: int) -> Path:
     """Returns the folder that a checkpoint's files are written to before it is published."""
     return home / "partial" / f"checkpoint-{step}"
+
+
+def remove_partial_checkpoint(home: Path) -> None:
+    """Removes what a checkpoint that was never published has left."""
+    remove_tree(home / "partial")
 
 
 def publish_checkpoint(home: Path, step: int) -> None:
@@ -153,7 +162,7 @@ def find_newest_checkpoint(home: Path) -> ResumePoint:
 
 def _find_resumable(home: Path) -> ResumePoint:
     """Verifies the checkpoints in a folder from the newest on and returns the first undamaged one."""
-    remove_tree(home / "partial")
+    remove_partial_checkpoint(home)
     steps = {folder: parse_checkpoint_step(folder) for folder in _list_checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):

@@ -1,5 +1,6 @@
 """Runs a transformers Trainer for a stage: starts or resumes it, stops it on request, saves the model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 from qwen_align.align.training.activation_offloading import offload_activations
+from qwen_align.align.training.step_guard import run_guarded
 
 CONFIG = "config.json"
 FP32 = torch.float32
@@ -36,8 +38,9 @@ def train_and_save(trainer: Any, settings: Trained, source: Path, out: Path, con
 def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     """Runs a Trainer from its newest checkpoint or from the start.
 
-    Raises Preempted when it was asked to stop before the end.
+    Raises Preempted when it was asked to stop before the end, and OutOfMemory when memory ran out.
     """
+    trainer.context = context
     require_fp32_masters(trainer.model)
     n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
     if n_asked != n_actual:
@@ -47,8 +50,10 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     resume_point.log_damaged_checkpoints(context)
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
+    checkpoint = str(resume_point.folder) if resume_point.folder else None
+    train = partial(trainer.train, resume_from_checkpoint=checkpoint)
     with offload_activations(trainer.model, is_asked=context.runtime.activation_offloading):
-        trainer.train(resume_from_checkpoint=str(resume_point.folder) if resume_point.folder else None)
+        run_guarded(trainer, train, resumed_from=resume_point.step)
     if trainer.state.global_step < trainer.state.max_steps:
         raise Preempted(f"stopped as asked after step {trainer.state.global_step}; run again to go on")
 
@@ -66,7 +71,8 @@ def require_fp32_masters(model: nn.Module) -> None:
 def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path, context: Context) -> None:
     """Saves the trained model for the next stage, as a full model or as an adapter."""
     folder = out / ("adapter" if settings.lora else "model")
-    trainer.save_model(str(folder))
+    with context.work_on("save"):
+        trainer.save_model(str(folder))
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if settings.lora:

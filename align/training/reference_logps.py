@@ -24,8 +24,8 @@ COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # what TRL calls them
 def add_reference_logps(trainer: Any, dataset: Any, batch_size: int, score: Callable[[Any], tuple[Tensor, ...]]) -> Any:
     """Returns a data set of pairs with the reference's log-probs of both sides, in nats, as two more columns.
 
-    `score` computes those of a padded batch. Batches are those of training, so that each log-prob has the rounding that
-    the policy's own will have. What was stored is used again if it is of the same token ids in the same order.
+    `score` computes those of a padded batch of `batch_size` pairs. What was stored is used again if it is of the same
+    token ids in the same order.
     """
     path = Path(str(trainer.args.output_dir)) / FILE
     digest = compute_digest(dataset)

@@ -22,25 +22,34 @@ TILE = 1 << 25
 class TokenScores(NamedTuple):
     """The log-probs of tokens and the entropies of their distributions, in nats; (N,) each, or None if not asked for.
 
-    Both have gradients.
+    Both have gradients. `mean_logits` are means over the vocabulary, and `is_top1` whether no token is likelier.
     """
 
     logps: Tensor
     entropies: Tensor | None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
 
 
 def score_tokens(
-    hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float = 1.0, *, needs_entropies: bool = True
+    hidden: Tensor,
+    head: nn.Linear,
+    tokens: Tensor,
+    temperature: float = 1.0,
+    *,
+    needs_entropies: bool = True,
+    needs_logits: bool = False,
 ) -> TokenScores:
     """Computes the log-prob and entropy of each of N tokens from hidden states (N, H).
 
-    Logits are divided by `temperature`.
+    Logits are divided by `temperature`. `needs_logits`: with their means and which token is likeliest.
     """
     weight, bias = head.weight, head.bias
     with gather_head(weight, bias):
         if hidden.device.type != "cpu":
-            return TokenScores(*score_tokens_in_kernel(hidden, head, tokens, temperature, needs_entropies))
-        settings = (temperature, needs_entropies, torch.is_grad_enabled())
+            outputs = ("entropy",) * needs_entropies + ("mean_logits", "is_top1") * needs_logits
+            return TokenScores(*score_tokens_in_kernel(hidden, head, tokens, temperature, outputs))
+        settings = (temperature, needs_entropies, needs_logits, torch.is_grad_enabled())
         apply: Any = _TiledScores.apply
         return TokenScores(*apply(hidden, weight, bias, tokens, *settings))
 
@@ -78,7 +87,9 @@ class _Head:
         for start in range(0, n_tokens, max(n_rows, 1)):
             yield slice(start, min(start + n_rows, n_tokens))
 
-    def compute_tile(self, part: slice, tokens: Tensor, *, needs_entropies: bool) -> "_Tile":
+    def compute_tile(
+        self, part: slice, tokens: Tensor, *, needs_entropies: bool = False, needs_logits: bool = False
+    ) -> "_Tile":
         """Computes the log-probs of a span of tokens over the vocabulary, in a buffer."""
         n = part.stop - part.start
         products, logits, exponentials = self.products[:n], self.logits[:n], self.exponentials[:n]
@@ -89,14 +100,17 @@ class _Head:
             logits.copy_(products)
         if self.temperature != 1:
             logits.div_(self.temperature)
-        logits.sub_(logits.amax(dim=-1, keepdim=True))
+        highest = logits.amax(dim=-1, keepdim=True)
+        mean_logits = logits.mean(dim=-1) if needs_logits else None
+        logits.sub_(highest)
+        is_top1 = logits.gather(1, tokens[part, None])[:, 0] >= 0 if needs_logits else None
         torch.exp(logits, out=exponentials)
         total = exponentials.sum(dim=-1, keepdim=True)
         entropies = None
         if needs_entropies:
             entropies = total.log()[:, 0] - exponentials.mul_(logits).sum(dim=-1) / total[:, 0]
         log_probs = logits.sub_(total.log())
-        return _Tile(log_probs, log_probs.gather(1, tokens[part, None])[:, 0], entropies)
+        return _Tile(log_probs, log_probs.gather(1, tokens[part, None])[:, 0], entropies, mean_logits, is_top1)
 
     def compute_probabilities(self, log_probs: Tensor) -> Tensor:
         """Computes the probabilities of a tile, in the other buffer."""
@@ -108,11 +122,13 @@ class _Head:
 
 
 class _Tile(NamedTuple):
-    """The log-probs of some tokens' distributions (n, V), of the tokens themselves and the entropies, (n,) each."""
+    """The log-probs of some tokens' distributions (n, V), and the scores of the tokens themselves, (n,) each."""
 
     log_probs: Tensor
     logps: Tensor
     entropies: Tensor | None
+    mean_logits: Tensor | None
+    is_top1: Tensor | None
 
 
 class _Gradients:
@@ -149,8 +165,8 @@ class _TiledScores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor | None]:
-        hidden, weight, bias, tokens, temperature, needs_entropies, has_gradients = inputs
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, temperature, needs_entropies, needs_logits, has_gradients = inputs
         ctx.set_materialize_grads(False)
         dtype = _choose_product_type(hidden)
         head = _Head(hidden, weight, bias, temperature, dtype)
@@ -158,13 +174,15 @@ class _TiledScores(torch.autograd.Function):
         is_kept = trains and len(hidden) <= len(head.products)
         is_frozen = trains and not is_kept and not any(ctx.needs_input_grad[1:])
         logps, entropies = torch.empty(len(hidden)), torch.empty(len(hidden)) if needs_entropies else None
+        mean_logits = torch.empty(len(hidden)) if needs_logits else None
+        is_top1 = torch.empty(len(hidden), dtype=torch.bool) if needs_logits else None
         units = torch.empty(hidden.shape) if is_frozen else None
         kept = None
         for part in head.iterate_tiles():
-            tile = head.compute_tile(part, tokens, needs_entropies=needs_entropies)
-            logps[part] = tile.logps
-            if entropies is not None and tile.entropies is not None:
-                entropies[part] = tile.entropies
+            tile = head.compute_tile(part, tokens, needs_entropies=needs_entropies, needs_logits=needs_logits)
+            for values, of_tile in zip((logps, entropies, mean_logits, is_top1), tile[1:], strict=True):
+                if values is not None and of_tile is not None:
+                    values[part] = of_tile
             if is_kept:
                 kept = tile.log_probs
             if units is not None:
@@ -173,20 +191,23 @@ class _TiledScores(torch.autograd.Function):
                 units[part] = -head.multiply(probabilities)
         ctx.save_for_backward(hidden, weight, bias, tokens, entropies, units, kept)
         ctx.temperature, ctx.dtype = temperature, dtype
-        return logps, entropies
+        ctx.mark_non_differentiable(*(values for values in (mean_logits, is_top1) if values is not None))
+        return logps, entropies, mean_logits, is_top1
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logps: Tensor | None, grad_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_logps: Tensor | None, grad_entropies: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, entropies, units, kept = ctx.saved_tensors
         if grad_entropies is None and units is not None:
             grad = None if grad_logps is None else (units * grad_logps[:, None]).to(hidden.dtype)
-            return grad, None, None, None, None, None, None
+            return grad, *(None,) * 7
         with gather_head(weight, bias):
             head = _Head(hidden, weight, bias, ctx.temperature, ctx.dtype)
             gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3])
             for part in head.iterate_tiles():
-                log_probs = head.compute_tile(part, tokens, needs_entropies=False).log_probs if kept is None else kept
+                log_probs = head.compute_tile(part, tokens).log_probs if kept is None else kept
                 tile = head.compute_probabilities(log_probs)
                 ours = torch.zeros(len(tile), 1) if grad_logps is None else grad_logps[part, None].float()
                 if grad_entropies is None:
@@ -196,7 +217,7 @@ class _TiledScores(torch.autograd.Function):
                     terms = head.logits[: len(tile)].copy_(log_probs).add_(entropies[part, None])
                     tile.mul_(terms.mul_(grad_entropies[part, None].float()).add_(ours).neg_())
                 gradients.add(head, part, tile.scatter_add_(1, tokens[part, None], ours))
-        return (*_cast_gradients(gradients, hidden, weight, bias), None, None, None, None)
+        return (*_cast_gradients(gradients, hidden, weight, bias), *(None,) * 5)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -211,7 +232,7 @@ class _WeightedSum(torch.autograd.Function):
         gradients = _Gradients(hidden, weight, bias, ctx.needs_input_grad[:3] if trains else (False,) * 3)
         total = torch.zeros(())
         for part in head.iterate_tiles():
-            tile = head.compute_tile(part, tokens, needs_entropies=False)
+            tile = head.compute_tile(part, tokens)
             total += (tile.logps * weights[part]).sum()
             if trains:
                 ours = weights[part, None]

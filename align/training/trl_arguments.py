@@ -16,7 +16,7 @@ from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
+from qwen_align.align.settings.runtime import Runtime, split_among_processes, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Optimizer
@@ -37,11 +37,9 @@ OPTIMIZERS = {
 
 def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: int, seed: int) -> SFTConfig:
     """Builds the arguments of TRL's SFTTrainer."""
-    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return SFTConfig(
         **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=split_among_processes(settings.batch, runtime),
         max_length=None,  # render has dropped what is too long
         train_sampling_strategy="sequential",
     )
@@ -49,18 +47,14 @@ def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: in
 
 def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: int, seed: int) -> DPOConfig:
     """Builds the arguments of TRL's DPOTrainer."""
-    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     loss = PREFERENCE_LOSSES[settings.loss]
-    loss_type = loss.trl_type or "sigmoid"  # of a loss of our own TRL's type is not used
-    with_sft = settings.sft_weight > 0
     return DPOConfig(
         **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=split_among_processes(settings.batch, runtime),
+        precompute_ref_batch_size=min(runtime.micro_batch, split_among_processes(settings.batch, runtime)),
         max_length=None,  # render has dropped what is too long
         beta=settings.beta,
-        loss_type=[loss_type, "sft"] if with_sft else [loss_type],
-        loss_weights=[1.0, settings.sft_weight] if with_sft else None,
+        loss_type=[loss.trl_type or "sigmoid"],  # of a loss of our own TRL's type is not used
         label_smoothing=settings.label_smoothing,
         # Else TRL would load a reference by the model's name. With adapters it is the policy without them.
         precompute_ref_log_probs=not loss.needs_reference or not settings.lora,
@@ -120,11 +114,9 @@ def build_reward_model_arguments(
     settings: RewardModel, runtime: Runtime, out: Path, *, steps: int, seed: int
 ) -> RewardConfig:
     """Builds the arguments of TRL's RewardTrainer."""
-    rows, accumulation = split_into_micro_batches(settings.batch, runtime)
     return RewardConfig(
         **_build_common_arguments(settings, runtime, out, steps=steps, seed=seed),
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=split_among_processes(settings.batch, runtime),
         max_length=None,  # render has dropped what is too long
         train_sampling_strategy="sequential",
         center_rewards_coefficient=settings.center_rewards_coefficient or None,
@@ -154,7 +146,7 @@ def _build_common_arguments(
         "seed": seed,
         "save_steps": runtime.checkpoint_every,
         "save_strategy": "steps",
-        "gradient_checkpointing": runtime.gradient_checkpointing,
+        "gradient_checkpointing": runtime.gradient_checkpointing is True,
         "deepspeed": runtime.deepspeed,
         "ddp_backend": "gloo" if on_cpu and get_world_size() > 1 else None,
         "ddp_broadcast_buffers": False,  # rotary tables, which are alike in all processes

@@ -47,12 +47,14 @@ def gather_head(weight: Tensor, bias: Tensor | None) -> AbstractContextManager[A
 
 
 def score_tokens_in_kernel(
-    hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float, needs_entropies: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Computes the log-prob of each of N tokens from hidden states (N, H), and the entropy, by TRL's Triton kernel."""
+    hidden: Tensor, head: nn.Linear, tokens: Tensor, temperature: float, outputs: tuple[str, ...]
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Computes scores of each of N tokens from hidden states (N, H) by TRL's Triton kernel.
+
+    They are the log-prob and what of "entropy", "mean_logits" and "is_top1" is in `outputs`, in this order.
+    """
     weight, width = head.weight, min(MAX_TILE_COLUMNS, head.weight.shape[0])
-    outputs = ("entropy",) if needs_entropies else ()
-    logps, entropies, *_ = ChunkedLogProbFunction.apply(
+    logps, entropies, _, mean_logits, is_top1 = ChunkedLogProbFunction.apply(
         hidden, weight, head.bias, tokens, temperature, width, None, 1.0, outputs
     )
-    return logps, entropies
+    return logps, entropies, mean_logits, is_top1

@@ -15,7 +15,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from qwen_align.align.commands import check
-from qwen_align.align.context import Context
+from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.pipeline import launcher, machine_check
@@ -272,14 +272,30 @@ class World:
                 device = str(error)
         return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
 
-    def rows_at_once(self, runtime: Settings) -> Any:
-        """How many rows the engine of a rollout decodes side by side."""
+    def engine_limits(self, runtime: Settings) -> Any:
+        """How many rows the engine of a rollout decodes side by side, and what of cache and prompts it holds."""
         from qwen_align.align.generation.resumable import load_engine
         from qwen_align.align.models import loading
 
         base = self.inputs["base"]
-        context = Context(self.folder, 0, Runtime.model_validate({**CPU, **runtime}))
-        return load_engine(base, loading.load_renderer(base), context).max_rows
+        context = Context(self.folder, 0, Runtime.model_validate({**CPU, "kv_cache_gib": 1, **runtime}))
+        engine = load_engine(base, loading.load_renderer(base), context)
+        return engine.max_rows, engine._measure_limits(engine.model)
+
+    def passes(self, runtime: Settings) -> Any:
+        """Which rows of fixed lengths go into which forward pass."""
+        from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
+
+        limits = get_pass_limits(Runtime.model_validate({**CPU, **runtime}), "cpu")
+        return plan_micro_batches([30, 7, 12, 25], limits, is_padded=False)
+
+    def attention(self, runtime: Settings) -> Any:
+        """The attention implementation of a model that is trained."""
+        from qwen_align.align.models.packed_attention import set_attention
+
+        model = self.load_base()
+        set_attention(model, Runtime.model_validate({**CPU, **runtime}).attention, "cpu")
+        return model.config._attn_implementation
 
     def worker_threads(self, runtime: Settings) -> Any:
         """How many threads torch has in the process that runs a stage."""
@@ -433,7 +449,10 @@ def digest_files(out: Path) -> Iterator[tuple[str, str]]:
             content = path.read_bytes()
             if name.name == "metrics.jsonl":
                 lines = [json.loads(line) for line in content.decode().splitlines()]
-                kept = [{key: value for key, value in line.items() if "time" not in key} for line in lines]
+                kept = [
+                    {key: value for key, value in line.items() if "time" not in key and not key.startswith(MEASURED)}
+                    for line in lines
+                ]
                 content = json.dumps(kept).encode()
             yield str(name), hashlib.sha256(content).hexdigest()
 

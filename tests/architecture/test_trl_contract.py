@@ -1,13 +1,19 @@
 """The parts of TRL and transformers we lean on beyond documented constructors: a new version must not move them."""
 
 import inspect
+import re
+from dataclasses import fields
+from types import ModuleType
 
 import pytest
 from transformers import Trainer
-from trl import DPOTrainer, GRPOTrainer, RewardTrainer, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOTrainer, RewardTrainer, SFTConfig, SFTTrainer
+from trl.trainer import dpo_trainer, reward_trainer, sft_trainer
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.reference_logps import COLUMNS
+from qwen_align.align.training.whole_steps import WholeSteps
 
 
 def parameters(function: object) -> list[str]:
@@ -49,6 +55,78 @@ def test_dpo_loads_no_reference_where_its_log_probabilities_come_with_the_rows()
     """Nor with adapters: a loss without a reference, and one whose log-probs were computed before training."""
     assert parameters(DPOTrainer._precompute_ref_logps) == ["self", "dataset", "name", "batch_size"]
     assert "or (args.precompute_ref_log_probs and not self.is_fsdp_enabled)" in inspect.getsource(DPOTrainer.__init__)
+
+
+@pytest.mark.parametrize(
+    ("module", "trainer", "n_heads"), [(sft_trainer, SFTTrainer, 1), (dpo_trainer, DPOTrainer, 2)], ids=["sft", "dpo"]
+)
+def test_heads_are_added_by_the_function_we_replace(module: ModuleType, trainer: type, n_heads: int) -> None:
+    """To policy and reference, once each, when the trainer is built; and before it is prepared for autocast."""
+    source = inspect.getsource(trainer.__init__)
+    assert hasattr(module, "add_fused_lm_head")
+    assert source.count("add_fused_lm_head(") == n_heads
+    assert "accelerator.prepare_model" not in source.partition("add_fused_lm_head(")[0]
+    assert parameters(add_fused_lm_head)[0] == "model"
+
+
+def test_the_outputs_of_a_fused_head_are_those_that_ours_has() -> None:
+    """TRL reads no other than these where its weighting by probability (WPO) is off."""
+    outputs = ("log_probs", "entropy", "mean_logits", "is_top1", "label_mask")
+    assert {field.name for field in fields(FusedCausalLMOutput)} == {*outputs, "loss", "log_sum_sq_probs", "aux_loss"}
+    assert 'outputs=("log_probs", "entropy", "is_top1")' in inspect.getsource(SFTTrainer.__init__)
+    assert 'outputs = ("log_probs", "entropy", "mean_logits", "is_top1")' in inspect.getsource(DPOTrainer.__init__)
+    assert "self.use_weighting:\n            outputs +=" in inspect.getsource(DPOTrainer.__init__)
+    assert DPOConfig.use_weighting is False
+
+
+@pytest.mark.parametrize(
+    "collator",
+    [
+        sft_trainer.DataCollatorForLanguageModeling,
+        dpo_trainer.DataCollatorForPreference,
+        reward_trainer.DataCollatorForPreference,
+    ],
+)
+def test_rows_are_padded_on_the_right(collator: type) -> None:
+    """Packing takes a row's tokens to be its first."""
+    source = inspect.getsource(collator)
+    assert source.count("padding_side=") == source.count('padding_side="right"') >= 2
+
+
+def test_sft_divides_a_sum_by_the_tokens_we_count_and_multiplies_it_by_the_processes() -> None:
+    source = inspect.getsource(SFTTrainer.compute_loss)
+    assert "loss = per_token_loss.sum() / torch.as_tensor(num_tokens).clamp(min=1)" in source
+    assert "loss = loss * (self.accelerator.num_processes // self.get_tp_size())" in source
+    assert SFTConfig.average_tokens_across_devices is True
+
+
+def test_dpo_and_reward_losses_are_means_over_pairs() -> None:
+    assert "loss += per_sequence_loss.mean() * loss_weight" in inspect.getsource(DPOTrainer._compute_loss)
+    source = inspect.getsource(RewardTrainer.compute_loss)
+    assert 'logsigmoid(rewards_chosen - rewards_rejected - inputs["margin"]).mean()' in source
+    assert "logsigmoid(rewards_chosen - rewards_rejected).mean()" in source
+    assert "torch.mean((rewards_chosen + rewards_rejected) ** 2)" in source
+
+
+def test_a_step_is_what_transformers_gives_training_step_and_logs_what_it_returns() -> None:
+    assert parameters(WholeSteps.training_step) == parameters(Trainer.training_step)
+    assert parameters(WholeSteps.floating_point_ops) == parameters(Trainer.floating_point_ops)
+    source = inspect.getsource(Trainer._run_epoch)
+    assert "self.get_batch_samples(epoch_iterator, num_batches, self.args.device)" in source
+    assert "tr_loss_step = self.training_step(model, inputs, num_items_in_batch)" in source
+    assert "nested_gather(tr_loss, self.args.parallel_mode).mean()" in inspect.getsource(
+        Trainer._maybe_log_save_evaluate
+    )
+
+
+@pytest.mark.parametrize("trainer", [SFTTrainer, DPOTrainer, RewardTrainer])
+def test_metrics_are_lists_of_what_passes_gave(trainer: type) -> None:
+    """So each pass's can be taken and weighed; and they are gathered by the two methods that we switch off."""
+    source = inspect.getsource(trainer)
+    assert "self._metrics[mode].clear()" in source
+    assert "sum(val) / len(val) for key, val in self._metrics[mode].items()" in source
+    gathering = set(re.findall(r"accelerator\.(gather\w*|reduce\w*|pad_across\w*)\(", source))
+    assert gathering <= {"gather", "gather_for_metrics"}
 
 
 def test_the_reward_trainer_subtracts_a_column_of_margins() -> None:

@@ -235,7 +235,8 @@ def made(home: Path) -> dict[str, str]:
         for name in ("metrics.jsonl", "notes.jsonl"):
             if (folder / name).exists():
                 lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
-                kept = [{key: value for key, value in line.items() if "time" not in key} for line in lines]
+                measured = ("time/", "speed/", "memory/")
+                kept = [{key: value for key, value in line.items() if not key.startswith(measured)} for line in lines]
                 found[f"{folder.name}/{name}"] = json.dumps(kept, sort_keys=True)
         known = {"manifest.json", "stage.json", "log.txt", "lock", "metrics.jsonl", "notes.jsonl"}
         tops = {Path(name).parts[0] for name in said["outputs"]}

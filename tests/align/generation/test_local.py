@@ -16,10 +16,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qwen_align.align.generation.batched_decoding import count_cache_columns
+from qwen_align.align.generation import batched_decoding, decoding_rows
+from qwen_align.align.generation.cache_budget import GIB, count_cache_bytes
+from qwen_align.align.generation.column_cache import ColumnCache
+from qwen_align.align.generation.decoding_rows import count_cache_columns, list_rows, plan_batches
 from qwen_align.align.generation.engine import Request
 from qwen_align.align.generation.fused_decoding import can_be_fused
-from qwen_align.align.generation.local import LocalEngine, plan_batches
+from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.settings.sampling import Sampling
 
 VOCAB = 61
@@ -77,8 +80,22 @@ def sampled(model, requests, *, stop_ids=(0, 1, 2), **settings):
     return by_name
 
 
+def gib_for(model, n_tokens):
+    """GiB that hold the keys and values of so many tokens."""
+    return n_tokens * count_cache_bytes(model) / GIB
+
+
 def tokens(by_name):
     return {name: g.token_ids for name, g in by_name.items()}
+
+
+def assert_same_logps(one, other, *, atol=1e-5):
+    """Log-probs of the same generations in other batches."""
+    for name, generation in one.items():
+        for ours, theirs in zip(
+            (generation.logps, generation.sampled_logps), (other[name].logps, other[name].sampled_logps), strict=True
+        ):
+            torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=atol, rtol=0)
 
 
 @torch.no_grad()
@@ -156,7 +173,7 @@ def test_a_row_is_the_same_alone_in_a_mixed_batch_and_in_any_micro_batch(model, 
     assert whole == alone
     assert whole == tokens(sampled(model, requests[::-1]))
     assert whole == tokens(sampled(model, requests, max_rows=3))
-    assert whole == tokens(sampled(model, requests, max_batch_tokens=60))
+    assert whole == tokens(sampled(model, requests, kv_cache_gib=gib_for(model, 60)))
     others = [Request("other", [9, 9], 5, way, seed=1) for way in (FREE, GREEDY)]
     for other in others:
         assert whole.items() <= tokens(sampled(model, [other, *requests])).items()
@@ -180,14 +197,11 @@ def test_seed_step_id_and_sample_each_change_the_draw(model, change):
 
 def test_dropping_finished_rows_changes_no_token(model):
     requests = make_requests(n=16)
-    whole = {share: sampled(model, requests, compact_at=share) for share in (0.0, 0.3, 1.0)}
-    lengths = [len(g.token_ids) for g in whole[0.0].values()]
+    whole = {steps: sampled(model, requests, check_every=steps) for steps in (1, 5, 99)}
+    lengths = [len(g.token_ids) for g in whole[1].values()]
     assert min(lengths) < max(lengths), "rows must end at different times for this to mean something"
-    assert tokens(whole[0.0]) == tokens(whole[0.3]) == tokens(whole[1.0])
-    for name, generation in whole[0.0].items():
-        torch.testing.assert_close(
-            torch.tensor(generation.logps), torch.tensor(whole[1.0][name].logps), atol=1e-5, rtol=0
-        )
+    assert tokens(whole[1]) == tokens(whole[5]) == tokens(whole[99])
+    assert_same_logps(whole[1], whole[99])
 
 
 def test_completions_come_as_they_finish(model):
@@ -348,15 +362,15 @@ def test_micro_batches_keep_to_the_budget_and_groups_together():
         Request("greedy", [7] * 3, 2, GREEDY, seed=0),
         Request("huge", [8] * 8, 11, FREE, seed=0),
     ]
-    batches = plan_batches(requests, max_rows=5, max_batch_tokens=4 * 41)
+    batches = plan_batches(list_rows(requests), max_rows=5, max_cached_tokens=4 * 41)
     rows = [(row.request.id, row.sample) for batch in batches for row in batch]
     assert sorted(rows) == sorted((r.id, s) for r in requests for s in range(r.n))
     for batch in batches:
         assert len(batch) <= 5
-        widest = count_cache_columns(max(row.n_prompt for row in batch), max(row.max_tokens for row in batch))
+        widest = count_cache_columns(max(row.n_prefix for row in batch), max(row.max_tokens for row in batch))
         assert len(batch) * widest <= 4 * 41
         assert len({row.sampling_key for row in batch}) == 1
-        assert [row.n_prompt for row in batch] == sorted((row.n_prompt for row in batch), reverse=True)
+        assert [row.n_prefix for row in batch] == sorted((row.n_prefix for row in batch), reverse=True)
     holding = {id: sum(any(row.request.id == id for row in batch) for batch in batches) for id in ("short", "long")}
     assert holding == {"short": 1, "long": 1}
 
@@ -367,18 +381,21 @@ def test_a_long_prompt_and_a_long_completion_need_their_sum():
         Request("prompt", [5] * 30, 2, Sampling(temperature=1.0, max_tokens=2), seed=0),
         Request("completion", [6] * 2, 2, Sampling(temperature=1.0, max_tokens=50), seed=0),
     ]
-    assert [len(batch) for batch in plan_batches(requests, max_rows=9, max_batch_tokens=4 * 79)] == [4]
-    assert [len(batch) for batch in plan_batches(requests, max_rows=9, max_batch_tokens=4 * 79 - 1)] == [2, 2]
+    assert [len(batch) for batch in plan_batches(list_rows(requests), max_rows=9, max_cached_tokens=4 * 79)] == [4]
+    assert [len(batch) for batch in plan_batches(list_rows(requests), max_rows=9, max_cached_tokens=4 * 79 - 1)] == [
+        2,
+        2,
+    ]
 
 
 def test_rows_of_different_limits_share_a_batch(model):
-    """Finished rows stay until half have ended, beyond their own limit and the positions they were given."""
+    """Finished rows are computed beyond their own limit until it is looked up whether any has ended."""
     long, short = make_prompts((30, 2))
     requests = [
         Request("prompt", long, 3, Sampling(temperature=1.0, max_tokens=2), seed=0),
         Request("completion", short, 3, Sampling(temperature=1.0, max_tokens=50), seed=0),
     ]
-    kept = tokens(sampled(model, requests, stop_ids=(), compact_at=1.0))
+    kept = tokens(sampled(model, requests, stop_ids=(), check_every=99))
     assert kept == tokens(sampled(model, requests, stop_ids=()))
     assert {name: len(ids) for (name, _), ids in kept.items()} == {"prompt": 2, "completion": 50}
 
@@ -386,10 +403,144 @@ def test_rows_of_different_limits_share_a_batch(model):
 def test_a_completion_over_the_budget_is_decoded_alone():
     """Its prompt and `max_tokens` need 14 columns: whatever the model can read is sampled."""
     requests = [Request(name, [5] * 3, 2, FREE, seed=0) for name in "ab"]
-    batches = plan_batches(requests, max_rows=4, max_batch_tokens=13)
+    batches = plan_batches(list_rows(requests), max_rows=4, max_cached_tokens=13)
     assert [[(row.request.id, row.sample) for row in batch] for batch in batches] == [
         [("a", 0)],
         [("a", 1)],
         [("b", 0)],
         [("b", 1)],
     ]
+
+
+# --- the cache
+
+
+@pytest.fixture
+def allocated(monkeypatch):
+    """The rows and columns of every cache that is allocated, in blocks of 4 columns; rows are expected to be short."""
+    monkeypatch.setattr(batched_decoding, "BLOCK", 4)
+    monkeypatch.setattr(decoding_rows, "EXPECTED_TOKENS", 4)
+    sizes = []
+    build, resize = ColumnCache.__init__, ColumnCache.resize
+
+    def build_seen(self, n_rows, n_columns, *, width):
+        sizes.append((n_rows, n_columns))
+        build(self, n_rows, n_columns, width=width)
+
+    def resize_seen(self, *, n_rows, first, n_columns):
+        sizes.append((n_rows, n_columns))
+        resize(self, n_rows=n_rows, first=first, n_columns=n_columns)
+
+    monkeypatch.setattr(ColumnCache, "__init__", build_seen)
+    monkeypatch.setattr(ColumnCache, "resize", resize_seen)
+    return sizes
+
+
+LONG = Sampling(temperature=1.0, max_tokens=40)
+LONG_CUT = CUT.model_copy(update={"max_tokens": 40})
+
+
+@pytest.mark.parametrize(("sampling", "check_every"), [(LONG, 1), (LONG_CUT, 5)], ids=["free", "cut, seen late"])
+def test_rows_that_outgrow_the_cache_are_interrupted_and_go_on_as_they_would_have(
+    model, allocated, monkeypatch, sampling, check_every
+):
+    requests = make_requests(sampling, n=4, lengths=(1, 9, 3))
+    whole = sampled(model, requests, stop_ids=(0,))
+    lengths = [len(g.token_ids) for g in whole.values()]
+    assert min(lengths) < 20
+    assert max(lengths) == 40
+    interrupted = []
+    add = decoding_rows.DecodingRow.add_tokens
+
+    def add_seen(row, more):
+        interrupted.append(len(row.made.token_ids))
+        return add(row, more)
+
+    monkeypatch.setattr(decoding_rows.DecodingRow, "add_tokens", add_seen)
+    allocated.clear()
+    small = sampled(model, requests, stop_ids=(0,), kv_cache_gib=gib_for(model, 120), check_every=check_every)
+    assert tokens(small) == tokens(whole)
+    assert {name: g.finish_reason for name, g in small.items()} == {n: g.finish_reason for n, g in whole.items()}
+    assert_same_logps(small, whole)
+    assert max(rows * columns for rows, columns in allocated) <= 120, "the cache holds no more than it may"
+    assert max(interrupted) > 8, "rows must be interrupted more than once for this to mean something"
+    assert len(allocated) > 10
+
+
+def test_the_cache_grows_with_its_rows(model, allocated):
+    (request,) = make_requests(LONG, lengths=(6,), n=8)
+    made = sampled(model, [request], stop_ids=(0,))
+    assert tokens(made) == tokens(sampled(model, [request], stop_ids=(0,), max_rows=1))
+    longest = max(len(g.token_ids) for g in made.values())
+    assert longest == 40, "rows must grow for this to mean something"
+    by_rows = [size for size in allocated[:11] if size[0] > 1 or size == allocated[0]]
+    assert by_rows[0] == (8, 6 + 4 - 1)
+    assert [columns for _, columns in allocated[:10]] == [6 - 1 + n for n in range(4, 41, 4)]
+    rows = [n_rows for n_rows, _ in allocated[:10]]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 8, "what finished rows held is free"
+
+
+def test_a_row_alone_over_the_budget_is_decoded_to_its_end(model, allocated):
+    (request,) = make_requests(LONG, lengths=(9,), n=2)
+    whole = tokens(sampled(model, [request], stop_ids=()))
+    allocated.clear()
+    assert tokens(sampled(model, [request], stop_ids=(), kv_cache_gib=gib_for(model, 20))) == whole
+    assert {rows for rows, columns in allocated if rows * columns > 20} == {1}
+
+
+def test_a_streamed_completion_outgrows_its_first_columns(model, allocated):
+    (request,) = make_requests(LONG, lengths=(9,), n=1)
+    engine = LocalEngine(model, stop_ids=())
+    (whole,) = engine.generate([request])
+    assert list(engine.stream_tokens(request)) == whole.token_ids
+    assert len(whole.token_ids) == 40
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 20, 50])
+def test_prompts_are_read_in_passes_of_few_tokens(model, prefill_tokens):
+    """Several short prompts in a pass, and a long one in pieces."""
+    requests = make_requests(lengths=(1, 23, 9, 3, 17, 3, 9))
+    whole = sampled(model, requests)
+    seen = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    engine = LocalEngine(model, stop_ids=(0, 1, 2), prefill_tokens=prefill_tokens, kv_cache_gib=gib_for(model, 10_000))
+    made = {(g.request.id, g.sample): g for g in engine.generate(requests)}
+    hook.remove()
+    assert tokens(made) == tokens(whole)
+    assert_same_logps(made, whole)
+    passes = list(itertools.takewhile(lambda shape: shape[0] < len(made), seen))
+    assert max(rows * columns for rows, columns in passes) <= prefill_tokens
+    assert sum(rows * columns for rows, columns in passes) >= sum(len(request.prompt_ids) - 1 for request in requests)
+
+
+# --- precision
+
+
+def test_a_bfloat16_model_gives_log_probs_of_its_own_logits_in_fp32():
+    model = make_model(by_modules=True).bfloat16()
+    for generation in sampled(model, make_requests(LONG_CUT)).values():
+        logits = full_logits(model, generation).float() / 0.7
+        drawn = torch.tensor(generation.token_ids)[:, None]
+        policy = logits.log_softmax(-1).gather(1, drawn)[:, 0]
+        ours = torch.tensor(generation.logps)
+        # Keys and values are rounded to 8 bits; the probabilities themselves are not.
+        torch.testing.assert_close(ours, policy, atol=0.15, rtol=0.05)
+        assert len(ours) < 5 or (ours != ours.bfloat16().float()).any()
+
+
+@pytest.mark.parametrize("by_modules", [True, False], ids=["modules", "else fused"])
+def test_under_autocast_an_fp32_model_samples_as_its_layers_then_compute(by_modules):
+    torch.manual_seed(0)
+    model = FAMILIES["qwen3"][1](FAMILIES["qwen3"][0](**SIZES | FAMILIES["qwen3"][2])).eval()
+    if by_modules:
+        model.model.norm.register_forward_hook(lambda *_: None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = sampled(model, make_requests())
+        assert count_cache_bytes(model) * 2 == 2 * 2 * 2 * 8 * 2 * 2
+        for generation in made.values():
+            policy = full_logits(model, generation).float().log_softmax(-1)
+            policy = policy.gather(1, torch.tensor(generation.token_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(generation.logps), policy, atol=0.15, rtol=0.05)

@@ -144,6 +144,14 @@ def test_a_changed_token_leaves_the_other_rows_alone_to_the_last_bit(implementat
         assert is_same == [number != changed for number in range(len(rows))]
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_row_alone_is_read_as_it_is(implementation: str) -> None:
+    """Its positions do not restart, so transformers takes it for a common row."""
+    rows = draw_rows([9])
+    plain = read_alone(build_model("qwen3", IMPLEMENTATIONS[implementation]), rows)[0]
+    assert torch.allclose(read_packed(build_model("qwen3", implementation), rows)[0], plain, atol=1e-5)
+
+
 def test_positions_restart_and_go_on_behind_a_prompt() -> None:
     assert pack_rows([3, 1, 2]).build_position_ids().tolist() == [[0, 1, 2, 0, 0, 1]]
     layout = pack_completions([2, 3], [2, 1, 2], [1, 0, 1])

@@ -1,5 +1,6 @@
 """How a stage's end is read: who asked it to stop, and who only died."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from qwen_align.align.context import Context
 from qwen_align.align.pipeline import launcher
 from qwen_align.align.pipeline.launcher import Launcher, StageExit, StopSignal
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
+from qwen_align.align.settings.sft import Sft
 
 DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "text", "n": 2, "steps": [1]}}
 
@@ -64,6 +67,43 @@ def test_a_kill_is_named(ended: Callable[..., StageExit], report: dict[str, obje
     assert said.code == 4
     assert "SIGKILL" in said.message
     assert "memory" in said.message
+
+
+@pytest.mark.parametrize(
+    ("kills", "cause"),
+    [((0, 1), "most likely this one"), ((1, 1), "someone else"), ((None, None), "kills so when memory runs out")],
+)
+def test_a_kill_says_its_phase_and_what_to_turn(
+    kills: tuple[int | None, int | None], cause: str, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    settings = {"name": "sft", "kind": "sft", "from_model": "base", "from_data": ["data"], "learning_rate": 1e-4}
+    sft = Sft.model_validate({**settings, "max_tokens": 64, "batch": 8, "epochs": 1.0})
+    (one,) = make_plan(write_recipe([DATA]), tmp_path).stages
+    stage = dataclasses.replace(one.stage, settings=sft)
+    context = Context(tmp_path, 0, stage.runtime)
+    context.report_progress(2, 9)
+    with context.work_on("update", step=3, rows=8, longest_row=60):
+        message = launcher.describe_kill(stage, tmp_path, *kills)
+    assert "SIGKILL in or after the update phase of step 3" in message
+    assert cause in message
+    assert message.endswith("Set runtime.micro_batch: 4 (now 8)")
+    (tmp_path / "progress.json").unlink()
+    assert "in or after the load phase" in launcher.describe_kill(stage, tmp_path, *kills)
+
+
+def test_the_process_that_ran_out_of_memory_is_heard_not_the_first(
+    ended: Callable[..., StageExit], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first process only says that the connection was lost."""
+    run = launcher._read_report
+
+    def read(report: Path) -> dict[str, object] | None:
+        lack = {"code": 4, "message": "out of memory", "out_of_memory": True}
+        report.with_suffix(".1.json").write_text(json.dumps(lack))
+        return run(report)
+
+    monkeypatch.setattr(launcher, "_read_report", read)
+    assert ended(1, {"code": 4, "message": "Connection closed by peer"}, False) == StageExit(4, "out of memory")
 
 
 def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:

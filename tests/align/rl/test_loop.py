@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
 
-from qwen_align.align.context import Context
+from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.models.packed_attention import SDPA
 from qwen_align.align.rl.algorithm import Algorithm, build_ppo
@@ -76,7 +76,7 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in one.items() if "time" not in name} for one in metrics]
+    return [{name: value for name, value in one.items() if not name.startswith(MEASURED)} for one in metrics]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

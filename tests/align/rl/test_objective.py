@@ -14,7 +14,7 @@ from qwen_align.align.rl.actor import Actor, Critic
 from qwen_align.align.rl.algorithm import Algorithm, build_grpo, build_ppo
 from qwen_align.align.rl.assign_advantages import compute_mean_kl
 from qwen_align.align.rl.controllers import RewardScale
-from qwen_align.align.rl.micro_batches import iterate_micro_batches
+from qwen_align.align.rl.micro_batches import PassLimits, iterate_micro_batches
 from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
 from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollouts import Rollouts
@@ -281,7 +281,7 @@ def test_ptx_adds_the_coefficient_times_the_language_models_gradient(tiny_model:
     numbers = whole.choose_texts(0)
     assert sorted(numbers) == [0, 1, 2]
     n_tokens = whole.count_loss_tokens(numbers)
-    for batch in whole.pack_micro_batches(numbers, max_rows=2):
+    for batch in whole.pack_micro_batches(numbers, PassLimits(2)):
         (0.25 * whole.compute_loss(actor(batch, temperature=1.0), n_tokens)).backward()
     ours = {name: p.grad.clone() for name, p in actor.named_parameters()}
     actor.zero_grad()

@@ -10,16 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from qwen_align.align.rl.actor import Actor, Critic
 from qwen_align.align.rl.micro_batches import (
-    CPU_TOKENS,
-    PassLimits,
     build_micro_batch,
-    get_pass_limits,
     iterate_micro_batches,
     pack_micro_batches,
     split_among_processes,
 )
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.training.micro_batches import CPU_TOKENS, PassLimits, get_pass_limits
 
 N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 

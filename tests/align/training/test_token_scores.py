@@ -54,6 +54,22 @@ def test_scores_and_gradients_are_those_of_whole_logits(
 
 
 @pytest.mark.parametrize("tile", TILES)
+def test_mean_logits_and_the_likeliest_tokens_are_those_of_whole_logits(
+    tile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_scores, "TILE", TILES[tile])
+    hidden, head, tokens = build(bias=True)
+    logits = head(hidden) / TEMPERATURE
+    tokens[::2] = logits.argmax(-1)[::2]
+    found = score_tokens(hidden, head, tokens, TEMPERATURE, needs_logits=True)
+    assert found.mean_logits is not None
+    assert found.is_top1 is not None
+    torch.testing.assert_close(found.mean_logits, logits.mean(-1), atol=2e-6, rtol=1e-5)
+    assert found.is_top1.tolist() == (logits.argmax(-1) == tokens).tolist()
+    assert not found.mean_logits.requires_grad
+
+
+@pytest.mark.parametrize("tile", TILES)
 def test_a_weighted_sum_and_its_gradients_are_those_of_the_scores(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_scores, "TILE", TILES[tile])
     hidden, head, tokens = build(bias=True)
