@@ -18,7 +18,6 @@ from qwen_align.align.estimation.stage_estimate import (
     judge_fit,
 )
 from qwen_align.align.estimation.units import GB, GIB, format_card, parse_cards, parse_size
-from qwen_align.align.rl import micro_batches
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -27,6 +26,7 @@ from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
+from qwen_align.align.training import micro_batches
 
 COMMON: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "learning_rate": 1e-5}
 LORA = {"rank": 16, "alpha": 32}
