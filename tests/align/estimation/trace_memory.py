@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
@@ -33,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DefaultFlowCallbac
 from qwen_align.align.context import Context
 from qwen_align.align.generation.batched_decoding import DecodingRow, DecodingSlots
 from qwen_align.align.generation.engine import Request
-from qwen_align.align.models import loading
+from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds, Sample
 from qwen_align.align.rendering.training_set import RenderedPairs, RenderedRows
@@ -48,6 +47,8 @@ from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Lora
 from qwen_align.align.stages import dpo, online_rl, sft
 from qwen_align.align.training import fit, trl_arguments
+from qwen_align.align.training.preference_trainer import PreferenceTrainer
+from qwen_align.align.training.reference_logps import COLUMNS
 
 TINY_BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"
 
@@ -426,9 +427,13 @@ def _as_on_a_large_device(case: Case) -> Iterator[None]:
         for module in ours:
             if hasattr(module, "CPU_TOKENS"):
                 patches.enter_context(patch.object(module, "CPU_TOKENS", 1 << 40))
-        for name in ("load_model", "load_model_to_train", "load_reference"):
-            if hasattr(loading, name):
-                patches.enter_context(patch.object(loading, name, lambda *_, **__: build_meta_model(case)))
+        for module, name in (
+            (loading, "load_model"),
+            (loading, "load_model_to_train"),
+            (quantized_base, "load_for_training"),
+        ):
+            patches.enter_context(patch.object(module, name, lambda *_, **__: build_meta_model(case)))
+        patches.enter_context(patch.object(loading, "find_precision", lambda *_: case.precision))
         yield
 
 
@@ -474,13 +479,23 @@ def trace_dpo(case: Case, folder: Path) -> dict[str, Bytes]:
     return _trace_trl_stage(case, folder, dpo, settings, "render_pairs", rendered)
 
 
+def _add_reference_columns(_: Any, dataset: Any, *__: Any) -> Any:
+    """Adds what a reference would have said of each pair, which is computed before training where there is no adapter."""
+    for column in COLUMNS:
+        dataset = dataset.add_column(column, [-1.0] * len(dataset))
+    return dataset
+
+
 def _trace_trl_stage(
     case: Case, folder: Path, stage: Any, settings: Any, render: str, rendered: Any
 ) -> dict[str, Bytes]:
     """Runs a stage up to its trainer, on rows that are rendered already, and traces the trainer's step."""
     traced: dict[str, Bytes] = {}
 
-    def train_instead(trainer: Any, *_: Any) -> None:
+    context = Context(folder, seed=0, runtime=_build_runtime(case))
+
+    def train_instead(trainer: Any, *_: Any, **__: Any) -> None:
+        trainer.context = context
         reference = getattr(trainer, "ref_model", None)
         traced.update(run_trainer(trainer, case, [reference] if reference is not None else []))
         raise _Done
@@ -493,9 +508,10 @@ def _trace_trl_stage(
         patch.object(loading, "find_length_limit", lambda *_, **__: None),
         patch.object(fit, "load_padding_tokenizer", lambda *_: tokenizer),
         patch.object(fit, "train_and_save", train_instead),
+        patch.object(PreferenceTrainer, "_precompute_ref_logps", _add_reference_columns),
         suppress(_Done),
     ):
-        stage.run(settings, {"m": folder, "d": folder}, folder, Context(folder, seed=0, runtime=_build_runtime(case)))
+        stage.run(settings, {"m": folder, "d": folder}, folder, context)
     return traced
 
 
@@ -518,6 +534,7 @@ def trace_grpo(case: Case, folder: Path) -> dict[str, Bytes]:
     others = [trainer.reference] if trainer.reference is not None else []
     with (
         patch.object(trainer, "_start_batch", start_batch),
+        patch.object(trainer, "_record_state", lambda: None),
         patch.object(trainer, "_check_watchdogs", lambda: None),
     ):
         return run_trainer(trainer, case, others, tracker)
@@ -541,9 +558,8 @@ def _build_online_trainer(case: Case, folder: Path) -> OnlineTrainer:
     )
     algorithm = build_grpo(settings)
     context = Context(folder, seed=0, runtime=_build_runtime(case))
-    attention = ["packed_sdpa"] if "attention" in signature(online_rl._build_actor).parameters else []
-    actor = online_rl._build_actor(algorithm, folder, {}, 0, *attention)
-    reference = online_rl._load_reference(algorithm, folder, *attention)
+    actor = online_rl._build_actor(algorithm, folder, {}, context, "sdpa")
+    reference = online_rl._load_reference(algorithm, folder, "sdpa")
     arguments = trl_arguments.build_online_rl_arguments(
         settings, context.runtime, folder, seed=0, has_unused_parameters=False
     )
