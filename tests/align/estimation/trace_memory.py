@@ -480,7 +480,7 @@ def trace_dpo(case: Case, folder: Path) -> dict[str, Bytes]:
 
 
 def _add_reference_columns(_: Any, dataset: Any, *__: Any) -> Any:
-    """Adds what a reference would have said of each pair, which is computed before training where there is no adapter."""
+    """Adds a reference's log-probs of each pair, which are computed before training where there is no adapter."""
     for column in COLUMNS:
         dataset = dataset.add_column(column, [-1.0] * len(dataset))
     return dataset
