@@ -50,7 +50,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     adapted = load_adapter(model, folder)
     probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
-    with torch.no_grad():  # in inference mode DoRA's merged weights could never be trained
+    with torch.no_grad():  # weights that are made in inference mode could never be trained
         expected = adapted(input_ids=probe).logits
         merged = merge_and_unload(adapted)
         actual = merged(input_ids=probe).logits

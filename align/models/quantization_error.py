@@ -3,13 +3,14 @@
 The second is what a stage hands on. They differ by the rounding of the base alone, which was there before training.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -17,7 +18,6 @@ from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import merge_adapter
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.models.quantized_base import is_quantized
-from qwen_align.align.models.reward_scorer import load_scorer_model
 from qwen_align.align.models.weight_headers import read_stored_tensors
 
 # nf4 rounds a weight by 9 % (RMS) and logits by 5 % (embedded base) to 30 % (random weights). Beyond half of their size
@@ -53,22 +53,15 @@ def compare_logits(quantised: Tensor, full: Tensor) -> QuantizationError:
 def measure_quantization(policy: Any, folder: Path, ids: Sequence[int], context: Context) -> dict[str, float]:
     """Returns how far a policy on a 4-bit base is from the merged model of the stage's folder, for its summary.
 
-    Of a causal model the same is returned of the two bases, without the stage's adapter. `ids`: the tokens that it is
+    The same is returned of the two bases, without the stage's adapter. `ids`: the tokens that it is
     measured on. Returns nothing of a policy that is not in 4 bits, and where the full-precision base does not fit into
     free memory. Raises StageError where the two bases are different models.
     """
-    if not is_quantized(policy) or not context.is_main:
+    if not _can_be_measured(policy, folder, context):
         return {}
     files = locate_model_files(folder)
-    if not _fits_in_memory(loading.fetch_base_folder(files)):
-        context.log_note(0, "quantization", "not measured: the full-precision base does not fit into free memory")
-        return {}
     ids = list(ids)[:N_TOKENS]
     trained = compute_outputs(policy, ids)
-    if hasattr(policy.get_base_model(), "score"):
-        return {
-            "quantization_error": compare_outputs(trained, compute_outputs(load_scorer_model(folder), ids)).relative
-        }
     with policy.disable_adapter():
         untrained = compute_outputs(policy, ids)
     *below, own = files.adapters
@@ -93,6 +86,30 @@ def measure_quantization(policy: Any, folder: Path, ids: Sequence[int], context:
         "quantization_error_of_base": before.relative,
         "quantization_kl_of_base": before.kl,
     }
+
+
+def measure_score_quantization(
+    scorer: Any, folder: Path, ids: Sequence[int], context: Context, load: Callable[[Path], PreTrainedModel]
+) -> dict[str, float]:
+    """Returns how far the scores of a reward model on a 4-bit base are from those of the merged one, at each token.
+
+    `load` loads the merged one from the stage's folder. Otherwise as `measure_quantization`.
+    """
+    if not _can_be_measured(scorer, folder, context):
+        return {}
+    ids = list(ids)[:N_TOKENS]
+    error = compare_outputs(compute_outputs(scorer, ids), compute_outputs(load(folder), ids))
+    return {"quantization_error": error.relative}
+
+
+def _can_be_measured(policy: Any, folder: Path, context: Context) -> bool:
+    """Returns whether a policy is in 4 bits, in the main process, and the full-precision model fits into memory too."""
+    if not is_quantized(policy) or not context.is_main:
+        return False
+    fits = _fits_in_memory(loading.fetch_base_folder(locate_model_files(folder)))
+    if not fits:
+        context.log_note(0, "quantization", "not measured: the full-precision base does not fit into free memory")
+    return fits
 
 
 def compare_outputs(quantised: Tensor, full: Tensor) -> QuantizationError:

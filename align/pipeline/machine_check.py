@@ -11,6 +11,7 @@ from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline.graph import Stage
+from qwen_align.align.references import list_fields
 from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.training import Lora, Optimizer
@@ -127,8 +128,7 @@ def _list_bitsandbytes_settings(settings: Any) -> Iterator[str]:
     """Yields the settings of a stage that bitsandbytes is needed for, with their values."""
     if isinstance(settings, Optimizer) and settings.optimizer != "adamw":
         yield f"optimizer: {settings.optimizer}"
-    lora = getattr(settings, "lora", None)
-    if isinstance(lora, Lora) and lora.base_weights == "nf4":
+    if any(isinstance(value, Lora) and value.base_weights == "nf4" for _, value in list_fields(settings)):
         yield "lora.base_weights: nf4"
 
 

@@ -13,10 +13,10 @@ from trl import RewardTrainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
-from qwen_align.align.models import loading, quantized_base
+from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
-from qwen_align.align.models.quantization_error import measure_quantization
+from qwen_align.align.models.quantization_error import measure_score_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import render_pairs
 from qwen_align.align.rows import Pair, read_rows, require_row_type
@@ -49,7 +49,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     row_order = draw_row_order(len(rendered.pairs), steps * settings.batch, context.seed)
     n_tokens = sum(rendered.pairs[i].n_tokens for i in row_order)
     causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
-    model = quantized_base.build_scorer_model(causal, renderer.pad_id)
+    model = reward_scorer.build_scorer_model(causal, renderer.pad_id)
+    quantized_base.mark_as_quantized(model, causal)
     trainer = Trainer(
         model=model,
         args=trl_arguments.build_reward_model_arguments(settings, context.runtime, out, steps=steps, seed=context.seed),
@@ -62,7 +63,8 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     fit.train_and_save(trainer, settings, source, out, context)
     summary = {"samples": len(rendered.pairs), "dropped": rendered.dropped, "steps": steps}
     probe = [*rendered.pairs[0].prompt, *rendered.pairs[0].chosen]
-    return {**summary, **measure_quantization(trainer.model, out, probe, context)}
+    load = reward_scorer.load_scorer_model
+    return {**summary, **measure_score_quantization(trainer.model, out, probe, context, load)}
 
 
 def build_dataset(pairs: list[PairIds], *, with_margins: bool) -> datasets.Dataset:

@@ -89,7 +89,7 @@ HEAVY = {
     "trl": ("align.pipeline.warm_server", "align.stages.*", "align.training.*"),
     "datasets": ("align.stages.*", "data_builders.hub"),
     "accelerate": ("align.rl.trainer",),
-    "peft": ("align.models.*", "align.pipeline.warm_server", "align.rl.*", "align.stages.*", "align.training.*"),
+    "peft": ("align.models.*", "align.pipeline.warm_server", "align.rl.*", "align.stages.*"),
     "huggingface_hub": ("align.commands.push", "align.models.loading", "align.pipeline.hub_revisions"),
 }
 LATE = {
