@@ -124,7 +124,8 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
                     part = self.compute_part(model, self._prepare_inputs(batch), totals) * (not is_idle)
                 self.accelerator.backward(part)
             loss += part.detach()
-            self._count_pass(batch, meter)
+            if not is_idle:
+                self._count_pass(batch, meter)
             self._collect_metrics(batch, is_idle=is_idle)
         self._set_metrics()
         return loss
