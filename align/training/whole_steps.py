@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from qwen_align.align.models.packed_attention import can_pack
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
-from qwen_align.align.training.measured_steps import MeasuredSteps
+from qwen_align.align.training.measured_steps import MeasuredSteps, StepMeter
 from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
 from qwen_align.align.training.packed_forward import applies_head_alone, count_common_tokens
 
@@ -107,6 +107,7 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     def training_step(self, model: Any, inputs: list[Row], num_items_in_batch: Any = None) -> Tensor:
         """Computes the gradients of an optimiser step and returns its loss, a process's part times their number."""
         model.train()
+        meter = self.meter  # whose clock begins with the first step
         limits = get_pass_limits(self.context.runtime, self.args.device.type)
         lengths = [self.count_tokens(row) for row in inputs]
         plan = plan_micro_batches(lengths, limits, is_padded=not self.reads_packed)
@@ -123,7 +124,8 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
                     part = self.compute_part(model, self._prepare_inputs(batch), totals) * (not is_idle)
                 self.accelerator.backward(part)
             loss += part.detach()
-            self._count_pass(batch)
+            if not is_idle:
+                self._count_pass(batch, meter)
             self._collect_metrics(batch, is_idle=is_idle)
         self._set_metrics()
         return loss
@@ -162,16 +164,16 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
             longest_row=int(lengths.max()),
         )
 
-    def _count_pass(self, batch: Batch) -> None:
+    def _count_pass(self, batch: Batch, meter: StepMeter) -> None:
         """Counts the tokens of a pass and what they see, a common beginning once where it is computed once."""
         lengths = batch["attention_mask"].sum(dim=1)
         tokens, pairs = lengths.sum(), (lengths.double() * (lengths + 1) / 2).sum()
         if self.are_pairs and self.reads_packed:
             shared = count_common_tokens(batch["input_ids"], lengths)
             tokens, pairs = tokens - shared.sum(), pairs - (shared.double() * (shared + 1) / 2).sum()
-        self.meter.count(tokens, pairs)
+        meter.count(tokens, pairs)
         for _ in range(self.n_reference_passes):
-            self.meter.count_reference(tokens, pairs)
+            meter.count_reference(tokens, pairs)
 
     # --- metrics
 

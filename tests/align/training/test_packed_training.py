@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 VOCABULARY, N_ROWS, PAD = 509, 6, 60
 WHOLE = Runtime(device="cpu", micro_batch=64)
-SMALL = Runtime(device="cpu", micro_batch=2, micro_batch_tokens=40)
+SMALL = Runtime(device="cpu", micro_batch_tokens=50)  # passes of one to three rows or pairs
 ALONE = Runtime(device="cpu", micro_batch=1)  # a row without a token in the loss among them
 LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
 
