@@ -86,18 +86,22 @@ def estimate_stage(
     *,
     prompt_tokens: int | None = None,
     is_on_gpu: bool = True,
+    merges_adapters: bool = False,
 ) -> StageEstimate | None:
     """Estimates a stage's memory on each device. Returns None for a kind of stage that needs none worth speaking of.
 
     `device`: for what depends on it: checkpointing by `auto`, and how much of keys and values is held. Without one the
     first is off and the second all that the completions need. `prompt_tokens`: of the longest prompt, where known.
+    `merges_adapters`: the stage's model has adapters, which are merged into its base. On a CPU the bytes are those of
+    anonymous memory: weights that are frozen, and in the precision of their files, stay pages of these.
     Raises ValueError for a model whose architecture is not known.
     """
     if isinstance(settings, Evaluate | Rollout):
-        return _estimate_sampling(settings, runtime, read_model_shape(config), device, prompt_tokens)
+        load = Loading(is_on_gpu, merges_adapters)
+        return _estimate_sampling(settings, runtime, read_model_shape(config), device, prompt_tokens, load)
     if isinstance(settings, Sft | Dpo | RewardModel | OnlineRl):
-        work = _Training(settings, runtime, read_model_shape(config), device, prompt_tokens, is_on_gpu)
-        return work.estimate()
+        load = Loading(is_on_gpu, merges_adapters)
+        return _Training(settings, runtime, read_model_shape(config), device, prompt_tokens, load).estimate()
     return None
 
 
@@ -115,8 +119,15 @@ def choose_checkpointing(
         shape = read_model_shape(config)
     except ValueError:
         return True
-    work = _Training(settings, runtime, shape, None, None, is_on_gpu)
+    work = _Training(settings, runtime, shape, None, None, Loading(is_on_gpu))
     return work.needs_checkpointing(device_bytes)
+
+
+class Loading(NamedTuple):
+    """Where a stage's model is loaded to, and whether adapters are merged into it."""
+
+    is_on_gpu: bool
+    merges_adapters: bool = False
 
 
 class _Training:
@@ -129,12 +140,14 @@ class _Training:
         shape: ModelShape,
         device: Device | None,
         prompt_tokens: int | None,
-        is_on_gpu: bool,
+        load: Loading,
     ) -> None:
         self.settings, self.runtime, self.shape, self.device = settings, runtime, shape, device
         self.prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
-        self.is_on_gpu = is_on_gpu
+        self.is_on_gpu = load.is_on_gpu
         self.model = hold_model(settings, settings.lora, shape)
+        if settings.lora is not None and not load.is_on_gpu:
+            self.model = self.model._replace(maps_files=True, maps_linear=not load.merges_adapters)
         self.notes: list[str] = []
         if isinstance(settings, RewardModel):  # a new head with one output in the place of the model's own
             headless = shape.without_head()
@@ -255,7 +268,9 @@ class _Training:
         if not isinstance(settings, OnlineRl):
             return parts
         if settings.kl is not None and settings.lora is None:
-            parts["reference"] = float(self.shape.n_parameters * (_BF16 if self.model.autocast else _FP32))
+            held = _BF16 if self.model.autocast else _FP32
+            if self.is_on_gpu or held != self.shape.stored_bytes:
+                parts["reference"] = float(self.shape.n_parameters * held)
         if isinstance(settings, Ppo):  # with its gradients
             parts["critic"] = 2.0 * _FP32 * self._count_critic_parameters()
         if isinstance(settings.engine, Vllm) and settings.engine.mode == "colocate":
@@ -311,17 +326,18 @@ class _Training:
             weight_bytes,
             parts,
             self.device,
+            is_on_gpu=self.is_on_gpu,
         )
         return phase, at_once
 
     def _build_phase(self, name: str, moment: Moment) -> Phase:
-        return _add_overhead(name, moment)
+        return _add_overhead(name, moment, is_on_gpu=self.is_on_gpu)
 
 
-def _add_overhead(name: str, moment: Moment) -> Phase:
+def _add_overhead(name: str, moment: Moment, *, is_on_gpu: bool) -> Phase:
     """Returns a moment as a phase, with the device's overhead as another part and without empty ones."""
     parts = {part: n_bytes for part, n_bytes in moment.parts.items() if n_bytes}
-    return Phase(name, moment.name, {**parts, "overhead": measure_overhead(sum(parts.values()))})
+    return Phase(name, moment.name, {**parts, "overhead": measure_overhead(sum(parts.values()), is_on_gpu=is_on_gpu)})
 
 
 def _measure_drawing(
@@ -331,6 +347,8 @@ def _measure_drawing(
     weight_bytes: int,
     parts: Parts,
     device: Device | None,
+    *,
+    is_on_gpu: bool,
 ) -> tuple[Phase, int]:
     """Returns the phase in which the local engine draws, and how many completions have their keys and values at once.
 
@@ -348,27 +366,33 @@ def _measure_drawing(
         others = sum(parts.values()) + drawn.activations + drawn.logits
         held = min(held, max(drawn.one_row, device.comfortable_bytes - others))
     parts = {**parts, "keys and values": held, "activations": drawn.activations, "logits": drawn.logits}
-    return _add_overhead("draw", Moment("reading prompts" if drawn.activations else "sampling", parts)), max(
-        1, int(held / drawn.one_row)
-    )
+    moment = Moment("reading prompts" if drawn.activations else "sampling", parts)
+    return _add_overhead("draw", moment, is_on_gpu=is_on_gpu), max(1, int(held / drawn.one_row))
 
 
 def _estimate_sampling(
-    settings: Evaluate | Rollout, runtime: Runtime, shape: ModelShape, device: Device | None, prompt_tokens: int | None
+    settings: Evaluate | Rollout,
+    runtime: Runtime,
+    shape: ModelShape,
+    device: Device | None,
+    prompt_tokens: int | None,
+    load: Loading,
 ) -> StageEstimate:
     """Estimates a stage that only draws and judges completions."""
     is_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and shape.stored_bytes == _BF16)
     weight_bytes = _BF16 if is_bf16 else _FP32
-    weights = {"weights": float(weight_bytes * shape.n_parameters)}
+    is_mapped = not load.is_on_gpu and weight_bytes == shape.stored_bytes
+    n_held = (shape.linear if load.merges_adapters else 0) if is_mapped else shape.n_parameters
+    weights = {"weights": float(weight_bytes * n_held)}
     prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
     columns = prompt_tokens + settings.sampling.max_tokens - 1
     sizes = (runtime.generation_batch, columns, prompt_tokens)
-    drawn, at_once = _measure_drawing(shape, runtime, sizes, weight_bytes, weights, device)
+    drawn, at_once = _measure_drawing(shape, runtime, sizes, weight_bytes, weights, device, is_on_gpu=load.is_on_gpu)
     notes = []
     rewards = list(settings.rewards)
     if any(reward.kind in ("learned", "qwen2_5_math") for reward in rewards) or (
         isinstance(settings, Evaluate) and settings.best_of_n_scorer is not None
     ):
         notes.append("reward models are not counted")
-    loaded = _add_overhead("load", Moment("weights", dict(weights)))
+    loaded = _add_overhead("load", Moment("weights", dict(weights)), is_on_gpu=load.is_on_gpu)
     return StageEstimate([loaded, drawn], shape, None, None, None, None, at_once, notes)
