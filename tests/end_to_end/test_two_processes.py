@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow(seconds=10)
 
 
 def test_two_processes_of_sft_equal_one(trained_by_two: Path, trained: Path) -> None:
-    """Adam divides a gradient by its own size, so where it is about 0 its rounding moves a weight, here and there one."""
+    """Adam divides a gradient by its own size, so where that is about 0 rounding moves a weight here and there."""
     for left, right in zip(metrics(trained, "few_sft"), metrics(trained_by_two, "few_sft"), strict=True):
         for figure in ("loss", "grad_norm", "entropy"):
             assert left[figure] == pytest.approx(right[figure], rel=1e-5), (left["step"], figure)
