@@ -193,8 +193,8 @@ def build_recipe(case: Case, model: Path | None, rows: Path) -> dict[str, Any]:
     if not model and "lora" in stage:
         stage["lora"] = LORA["lora"]
     if case.kind in ("sft", "dpo"):
-        # As many rows as steps take: all are of one length.
-        stage |= {**trained, "max_tokens": case.tokens + 64, "batch": case.rows, "epochs": STEPS / (STEPS + 1)}
+        # As many rows as steps take: all are of one length, just below the limit, so that a step is one pass.
+        stage |= {**trained, "max_tokens": case.tokens, "batch": case.rows, "epochs": STEPS / (STEPS + 1)}
     if case.kind == "dpo":
         stage |= {"beta": 0.1}
     if case.kind == "grpo":
