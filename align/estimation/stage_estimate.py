@@ -28,6 +28,7 @@ from qwen_align.align.settings.sft import Sft
 Verdict = Literal["fits", "tight", "does not fit"]
 ASSUMED_PROMPT_TOKENS = 512  # where the prompts are not known; our choice, twice a problem of GSM8K or MATH
 CPU_TOKENS = 2048  # of a pass on a CPU, whatever the runtime says: align/training/micro_batches.py
+COMPARED_TOKENS = 64  # of a QLoRA policy's row: align/models/quantization_error.py
 _FP32, _BF16 = 4, 2
 
 
@@ -171,6 +172,8 @@ class _Training:
         if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm):
             phases.append(self._build_phase("sync", Moment("one layer's merged weights", self._list_synced(work))))
         phases.append(self._build_phase("save", Moment("the weights that are written", self._list_saved(work))))
+        if self.model.is_quantised and not self.is_on_gpu:
+            phases.append(self._build_phase("compare", Moment("the merged base", self._list_compared(work))))
         if self.runtime.deepspeed is not None:
             self.notes.append("what DeepSpeed shares out among devices is counted whole on each")
         if self.shape.is_mixture:
@@ -305,6 +308,16 @@ class _Training:
         if self.model.lora is None and self.model.autocast and self.settings.save_weights != "fp32":
             copy = float(_BF16 * self.shape.n_parameters)
         return {**self._list_loaded(work), "optimiser": work.optimizer_bytes, "copy": copy}
+
+    def _list_compared(self, work: TrainingPass) -> Parts:
+        """Lists what is there while the trained policy is compared with the base that it is merged into.
+
+        Its linear layers are written anew, and there are five times the logits of the tokens that are compared.
+        """
+        merged = float(self.shape.linear * self.shape.stored_bytes)
+        logits = 5.0 * _FP32 * COMPARED_TOKENS * self.shape.vocabulary
+        parts = self._list_loaded(work)
+        return {**parts, "optimiser": work.optimizer_bytes, "merged weights": merged, "logits": logits}
 
     def _measure_drawing(self, settings: OnlineRl, work: TrainingPass) -> tuple[Phase, int | None]:
         """Returns the phase in which completions are drawn, and how many at once."""

@@ -11,6 +11,7 @@ from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
 from qwen_align.align.estimation.stage_estimate import (
+    COMPARED_TOKENS,
     CPU_TOKENS,
     StageEstimate,
     choose_checkpointing,
@@ -18,6 +19,7 @@ from qwen_align.align.estimation.stage_estimate import (
     judge_fit,
 )
 from qwen_align.align.estimation.units import GB, GIB, format_card, parse_cards, parse_size
+from qwen_align.align.models.quantization_error import N_TOKENS
 from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
@@ -193,6 +195,12 @@ def test_on_a_cpu_frozen_weights_as_their_files_have_them_are_pages_of_these() -
     assert count_weights(sft(lora=LORA), merges_adapters=True) == 2 * 440_401_920
     assert count_weights(drawn, merges_adapters=True) == 2 * 440_401_920
     assert count_weights(sft(lora={**LORA, "base_weights": "nf4"})) == 440_401_920 * (0.5 + 1 / 64 + 1 / 4096)
+    in_4_bits = estimate_stage(
+        sft(lora={**LORA, "base_weights": "nf4"}), Runtime(), build_qwen3_config("0.6B"), is_on_gpu=False
+    )
+    assert in_4_bits is not None
+    assert get_parts(in_4_bits, "compare")["merged weights"] == 2 * 440_401_920
+    assert COMPARED_TOKENS == N_TOKENS
     assert count_weights(sft(lora={**LORA, "base_weights": "fp32"})) == 4 * 596_049_920
     assert count_weights(sft()) == 4 * 596_049_920
 
