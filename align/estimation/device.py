@@ -9,7 +9,7 @@ CONTEXT_BYTES = 500_000_000
 FRAGMENTATION_SHARE = 0.03
 # What a stage's processes take on a CPU beside tensors and imports: the real tokenizer in the command's process and in
 # the stage's, oneDNN's code and buffers, blocks too small to be mapped. Measured: tests/evidence/real_shape.py.
-HOST_BYTES = 400_000_000
+HOST_BYTES = 320_000_000
 # Below this share of free memory a stage that fits is called tight: traces are up to so much above the estimate.
 TIGHT_SHARE = 0.08
 

@@ -111,7 +111,7 @@ def compare_outputs(quantised: Tensor, full: Tensor) -> QuantizationError:
     In doubles, a few tokens at a time.
     """
     squared_error = squared_size = kl = 0.0
-    parts = (quantised.split(TOKENS_AT_ONCE), full.split(TOKENS_AT_ONCE))
+    parts = (torch.split(quantised, TOKENS_AT_ONCE), torch.split(full, TOKENS_AT_ONCE))
     for ours, theirs in zip(*(map(Tensor.double, one) for one in parts), strict=True):
         squared_error += float((ours - theirs).square().sum())
         squared_size += float(theirs.square().sum())
