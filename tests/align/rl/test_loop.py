@@ -318,7 +318,7 @@ def test_new_adapters_are_drawn_with_the_stages_seed(tiny_model: Path, tmp_path:
     for seed in (0, 0, 1):
         torch.rand(seed + 3)  # what was drawn before does not matter
         context = Context(tmp_path, seed, Runtime.model_validate(RUNTIME))
-        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed, SDPA)
+        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context, SDPA)
         drawn.append({name: weight for name, weight in actor.named_parameters() if "lora_A" in name})
     first, again, other = drawn
     assert {".value." in name for name in first} == {True, False}
