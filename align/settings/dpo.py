@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
-from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Lora, Optimizer, refuse_dropout
+from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Optimizer, refuse_dropout
 
 WITHOUT_SMOOTHING = ("sigmoid", "hinge", "ipo", "sigmoid_norm")  # TRL 1.16 reads label_smoothing in robust alone
 
@@ -37,7 +37,6 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
     sft_weight: float = Field(
         0.0, ge=0, description="weight of an SFT loss on the chosen side, added to the preference loss"
     )
-    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
     def _check_no_dropout(self) -> Self:
