@@ -10,7 +10,7 @@ from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.loss_defaults import LossDefaults, get_loss_defaults
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
-from qwen_align.align.settings.training import MAX_BATCH, Lora, Optimizer, refuse_dropout
+from qwen_align.align.settings.training import MAX_BATCH, Optimizer, refuse_dropout
 from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
 from qwen_align.reward.settings import RewardList, Rewards, needs_scorer
 
@@ -341,7 +341,6 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     )
     watchdogs: Watch = Field(Watch(), description="thresholds of the alerts, and which alerts stop the stage")
     keep_samples: int = Field(4, ge=0, description="completions per step that are written to samples.jsonl")
-    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     @model_validator(mode="after")
     def _check_no_dropout(self) -> Self:

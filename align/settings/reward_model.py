@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.stage import StageSettings
-from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Lora, Optimizer, refuse_dropout
+from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Optimizer, refuse_dropout
 from qwen_align.align.settings.workload import ReadRows, TrainingWork, Workload
 
 
@@ -32,7 +32,6 @@ class RewardModel(StageSettings, Optimizer):
         ge=0,
         description="weight in the loss of the squared sum of both scores, to keep scores near 0 (arXiv:2312.09244)",
     )
-    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     def get_workload(self) -> Workload:
         """Returns what the stage's memory and time depend on."""

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
-from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Lora, Optimizer
+from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Optimizer
 from qwen_align.align.settings.workload import ReadRows, TrainingWork, Workload
 
 
@@ -26,7 +26,6 @@ class Sft(StageSettings, Optimizer, CanBeEmpty):
     )
     batch: int = Field(ge=1, le=MAX_BATCH, description="batch size: samples per optimiser step, over all devices")
     epochs: float = Field(gt=0, le=MAX_EPOCHS, description="passes over the samples; fractions are allowed")
-    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
 
     def get_workload(self) -> Workload:
         """Returns what the stage's memory and time depend on."""
