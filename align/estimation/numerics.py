@@ -15,6 +15,8 @@ class TrainedModel(NamedTuple):
     """A model as a stage that trains holds it. base_bytes: of a weight of a linear layer; other_bytes: of others.
 
     trained: number of trained parameters, which are fp32 as their gradients are. autocast: computed in bf16.
+    maps_files, maps_linear: frozen weights in the files' precision are pages of the files, which the system can drop:
+    all, or those of linear layers, which merged adapters make the process's own. So it is on a CPU.
     """
 
     shape: ModelShape
@@ -23,13 +25,18 @@ class TrainedModel(NamedTuple):
     other_bytes: int
     autocast: bool
     trained: int
+    maps_files: bool = False
+    maps_linear: bool = False
 
     @property
     def weight_bytes(self) -> float:
-        """Returns the bytes of all weights, without adapters."""
+        """Returns the bytes of all weights that are not mapped from files, without adapters."""
         shape = self.shape
-        others = shape.embeddings + shape.head + shape.others
-        return shape.linear * self.base_bytes + others * self.other_bytes
+        linear = shape.linear * self.base_bytes
+        others = (shape.embeddings + shape.head + shape.others) * self.other_bytes
+        is_linear_mapped = self.maps_files and self.maps_linear and self.base_bytes == shape.stored_bytes
+        is_rest_mapped = self.maps_files and self.other_bytes == shape.stored_bytes
+        return linear * (not is_linear_mapped) + others * (not is_rest_mapped)
 
     @property
     def is_quantised(self) -> bool:

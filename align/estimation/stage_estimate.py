@@ -82,11 +82,14 @@ def estimate_stage(
     *,
     prompt_tokens: int | None = None,
     is_on_gpu: bool = True,
+    merges_adapters: bool = False,
 ) -> StageEstimate | None:
     """Estimates a stage's memory on each device. Returns None for a kind of stage that gives no workload.
 
     `device`: for what depends on it: checkpointing by `auto`, and how much of keys and values is held. Without one the
     first is off and the second all that the completions need. `prompt_tokens`: of the longest prompt, where known.
+    `merges_adapters`: the stage's model has adapters, which are merged into its base. On a CPU the bytes are those of
+    anonymous memory: weights that are frozen, and in the precision of their files, stay pages of these.
     Raises ValueError for a model whose architecture is not known.
     """
     workload = settings.get_workload()
@@ -94,9 +97,10 @@ def estimate_stage(
         return None
     shape = read_model_shape(config)
     prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
+    load = Loading(is_on_gpu, merges_adapters)
     if workload.training:
-        return _Training(workload, workload.training, runtime, shape, device, prompt_tokens, is_on_gpu).estimate()
-    return _estimate_sampling(workload, runtime, shape, device, prompt_tokens)
+        return _Training(workload, workload.training, runtime, shape, device, prompt_tokens, load).estimate()
+    return _estimate_sampling(workload, runtime, shape, device, prompt_tokens, load)
 
 
 def choose_checkpointing(
@@ -116,8 +120,15 @@ def choose_checkpointing(
         shape = read_model_shape(config)
     except ValueError:
         return workload.training.can_checkpoint
-    work = _Training(workload, workload.training, runtime, shape, None, ASSUMED_PROMPT_TOKENS, is_on_gpu)
+    work = _Training(workload, workload.training, runtime, shape, None, ASSUMED_PROMPT_TOKENS, Loading(is_on_gpu))
     return work.needs_checkpointing(device_bytes)
+
+
+class Loading(NamedTuple):
+    """Where a stage's model is loaded to, and whether adapters are merged into it."""
+
+    is_on_gpu: bool
+    merges_adapters: bool = False
 
 
 class _Training:
@@ -131,13 +142,15 @@ class _Training:
         shape: ModelShape,
         device: Device | None,
         prompt_tokens: int,
-        is_on_gpu: bool,
+        load: Loading,
     ) -> None:
         self.workload, self.training, self.rows = workload, training, workload.rows
         self.vllm = workload.rows.vllm if isinstance(workload.rows, DrawnRows) else None
         self.runtime, self.shape, self.device = runtime, shape, device
-        self.prompt_tokens, self.is_on_gpu = prompt_tokens, is_on_gpu
+        self.prompt_tokens, self.is_on_gpu = prompt_tokens, load.is_on_gpu
         self.model = hold_model(workload.precision, training.lora, shape)
+        if training.lora is not None and not load.is_on_gpu:
+            self.model = self.model._replace(maps_files=True, maps_linear=not load.merges_adapters)
         if training.trains_scorer:  # a new head with one output in the place of the model's own
             headless = shape.without_head()
             trained = self.model.trained + shape.layer.hidden - (0 if training.lora else shape.head)
@@ -147,19 +160,19 @@ class _Training:
         """Estimates all phases."""
         checkpointing = self._decide_checkpointing()
         work = self._build_pass(checkpointing=checkpointing)
-        phases = [_add_overhead("load", Moment("weights", self._list_loaded(work)))]
+        phases = [self._build_phase("load", Moment("weights", self._list_loaded(work)))]
         rows_at_once = None
         if isinstance(self.rows, DrawnRows):
             drawn, rows_at_once = self._measure_drawing(self.rows, work)
             phases.append(drawn)
-            phases.append(_add_overhead("score", measure_scoring(work)))
+            phases.append(self._build_phase("score", measure_scoring(work)))
         if self.training.reference == "before":
-            phases.append(_add_overhead("score", measure_scoring(work._replace(optimizer_bytes=0.0))))
-        phases.append(_add_overhead("update", measure_update(work)))
+            phases.append(self._build_phase("score", measure_scoring(work._replace(optimizer_bytes=0.0))))
+        phases.append(self._build_phase("update", measure_update(work)))
         if self.vllm:
             synced = self._list_synced(work, self.vllm)
-            phases.append(_add_overhead("sync", Moment("one layer's merged weights", synced)))
-        phases.append(_add_overhead("save", Moment("the weights that are written", self._list_saved(work))))
+            phases.append(self._build_phase("sync", Moment("one layer's merged weights", synced)))
+        phases.append(self._build_phase("save", Moment("the weights that are written", self._list_saved(work))))
         return StageEstimate(
             self.workload,
             phases,
@@ -187,7 +200,7 @@ class _Training:
         """
         if not self.training.can_checkpoint:
             return False
-        without = _add_overhead("update", measure_update(self._build_pass(checkpointing=False)))
+        without = self._build_phase("update", measure_update(self._build_pass(checkpointing=False)))
         return without.total > device_bytes / 2
 
     def _decide_checkpointing(self) -> bool:
@@ -259,8 +272,9 @@ class _Training:
     def _list_resident(self) -> Parts:
         """Lists what is there at any moment beside the policy: reference, critic, another engine's memory."""
         parts: Parts = {}
-        if self.training.reference == "copy":
-            parts["reference"] = float(self.shape.n_parameters * (_BF16 if self.model.autocast else _FP32))
+        held = _BF16 if self.model.autocast else _FP32
+        if self.training.reference == "copy" and (self.is_on_gpu or held != self.shape.stored_bytes):
+            parts["reference"] = float(self.shape.n_parameters * held)
         parts["critic"] = 2.0 * _FP32 * self._count_critic_parameters()  # with its gradients
         if self.vllm and not self.vllm.sleeps:
             parts["engine"] = self._count_engine_bytes(self.vllm)
@@ -296,18 +310,30 @@ class _Training:
         parts = self._list_kept(work)
         if rows.vllm:
             parts["engine"] = self._count_engine_bytes(rows.vllm)
-            return _add_overhead("draw", Moment("vLLM", parts)), None
+            return self._build_phase("draw", Moment("vLLM", parts)), None
         weight_bytes = _BF16 if self.model.autocast else _FP32
         if self.model.autocast:  # the engine draws with bf16 copies of what is not bf16
             n_copied = self.model.trained if self.model.lora else self.shape.n_parameters
             parts["drawing copy"] = float(_BF16 * n_copied)
-        return _measure_drawing(rows, self.prompt_tokens, self.shape, self.runtime, weight_bytes, parts, self.device)
+        return _measure_drawing(
+            rows,
+            self.prompt_tokens,
+            self.shape,
+            self.runtime,
+            weight_bytes,
+            parts,
+            self.device,
+            is_on_gpu=self.is_on_gpu,
+        )
+
+    def _build_phase(self, name: str, moment: Moment) -> Phase:
+        return _add_overhead(name, moment, is_on_gpu=self.is_on_gpu)
 
 
-def _add_overhead(name: str, moment: Moment) -> Phase:
+def _add_overhead(name: str, moment: Moment, *, is_on_gpu: bool) -> Phase:
     """Returns a moment as a phase, with the device's overhead as another part and without empty ones."""
     parts = {part: n_bytes for part, n_bytes in moment.parts.items() if n_bytes}
-    return Phase(name, moment.name, {**parts, "overhead": measure_overhead(sum(parts.values()))})
+    return Phase(name, moment.name, {**parts, "overhead": measure_overhead(sum(parts.values()), is_on_gpu=is_on_gpu)})
 
 
 def _measure_drawing(
@@ -318,6 +344,8 @@ def _measure_drawing(
     weight_bytes: int,
     parts: Parts,
     device: Device | None,
+    *,
+    is_on_gpu: bool,
 ) -> tuple[Phase, int]:
     """Returns the phase in which the local engine draws, and how many completions have their keys and values at once.
 
@@ -336,21 +364,25 @@ def _measure_drawing(
         others = sum(parts.values()) + drawn.activations + drawn.logits
         held = min(held, max(drawn.one_row, device.comfortable_bytes - others))
     parts = {**parts, "keys and values": held, "activations": drawn.activations, "logits": drawn.logits}
-    phase = _add_overhead("draw", Moment("reading prompts" if drawn.activations else "sampling", parts))
-    return phase, max(1, int(held / drawn.one_row))
+    moment = Moment("reading prompts" if drawn.activations else "sampling", parts)
+    return _add_overhead("draw", moment, is_on_gpu=is_on_gpu), max(1, int(held / drawn.one_row))
 
 
 def _estimate_sampling(
-    workload: Workload, runtime: Runtime, shape: ModelShape, device: Device | None, prompt_tokens: int
+    workload: Workload, runtime: Runtime, shape: ModelShape, device: Device | None, prompt_tokens: int, load: Loading
 ) -> StageEstimate | None:
     """Estimates a stage that only draws and judges completions."""
     if not isinstance(workload.rows, DrawnRows):
         return None
     weight_bytes = _BF16 if computes_in_bf16(workload.precision, shape) else _FP32
-    weights = {"weights": float(weight_bytes * shape.n_parameters)}
-    drawn, at_once = _measure_drawing(workload.rows, prompt_tokens, shape, runtime, weight_bytes, weights, device)
-    phases = [_add_overhead("load", Moment("weights", weights)), drawn]
-    return StageEstimate(workload, phases, shape, None, None, None, None, at_once, _list_notes(workload))
+    is_mapped = not load.is_on_gpu and weight_bytes == shape.stored_bytes
+    n_held = (shape.linear if load.merges_adapters else 0) if is_mapped else shape.n_parameters
+    weights = {"weights": float(weight_bytes * n_held)}
+    drawn, at_once = _measure_drawing(
+        workload.rows, prompt_tokens, shape, runtime, weight_bytes, weights, device, is_on_gpu=load.is_on_gpu
+    )
+    loaded = _add_overhead("load", Moment("weights", dict(weights)), is_on_gpu=load.is_on_gpu)
+    return StageEstimate(workload, [loaded, drawn], shape, None, None, None, None, at_once, _list_notes(workload))
 
 
 def _list_notes(workload: Workload) -> list[str]:

@@ -18,11 +18,14 @@ def estimate_memory(settings: Any, inputs: Mapping[str, Path], runtime: Runtime)
         return {}
     from qwen_align.align.models.loading import choose_device, fetch_base_folder
 
-    base = fetch_base_folder(locate_model_files(inputs[settings.from_model]))
-    return estimate_phases(settings, runtime, read_json(base / "config.json"), choose_device(runtime))
+    files = locate_model_files(inputs[settings.from_model])
+    config = read_json(fetch_base_folder(files) / "config.json")
+    return estimate_phases(settings, runtime, config, choose_device(runtime), merges_adapters=bool(files.adapters))
 
 
-def estimate_phases(settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Any) -> dict[str, float]:
+def estimate_phases(
+    settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Any, *, merges_adapters: bool = False
+) -> dict[str, float]:
     """Estimates the GiB of tensors on a torch device in each phase of a stage, without the device's own overhead.
 
     Returns nothing for a kind of stage, or a model's architecture, of which there is no estimate.
@@ -30,7 +33,10 @@ def estimate_phases(settings: Any, runtime: Runtime, config: Mapping[str, Any], 
     is_on_gpu = device.type == "cuda"
     capacity = read_capacity(device)
     try:
-        estimate = estimate_stage(settings, runtime, config, Device(int(capacity * GIB)), is_on_gpu=is_on_gpu)
+        device_memory = Device(int(capacity * GIB))
+        estimate = estimate_stage(
+            settings, runtime, config, device_memory, is_on_gpu=is_on_gpu, merges_adapters=merges_adapters
+        )
     except ValueError:  # an architecture that is not known
         return {}
     phases = estimate.phases if estimate else []

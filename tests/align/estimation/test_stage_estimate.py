@@ -6,7 +6,7 @@ import pytest
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost
-from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, Device
+from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, HOST_BYTES, Device
 from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
@@ -180,6 +180,25 @@ def test_a_micro_batch_is_bounded_by_rows_tokens_and_what_a_step_has() -> None:
     assert on_cpu.micro_batch.n_tokens == CPU_TOKENS == micro_batches.CPU_TOKENS
     # A step of one prompt has it once.
     assert count_tokens(grpo(prompts_per_step=1), micro_batch=64) == 512 + 8 * 512
+
+
+def test_on_a_cpu_frozen_weights_as_their_files_have_them_are_pages_of_these() -> None:
+    """0.6B: 440,401,920 parameters of linear layers, 596,049,920 in all; a half and 1/64 + 1/4096 bytes in nf4."""
+
+    def count_weights(settings: Any, **loaded: Any) -> float:
+        found = estimate_stage(settings, Runtime(), build_qwen3_config("0.6B"), is_on_gpu=False, **loaded)
+        assert found is not None
+        assert get_parts(found, "load")["overhead"] == HOST_BYTES
+        return get_parts(found, "load").get("weights", 0.0)
+
+    asked: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "sampling": RL["sampling"]}
+    drawn = Evaluate(kind="evaluate", completions_per_prompt=1, **asked)
+    assert count_weights(sft(lora=LORA)) == count_weights(drawn) == 0
+    assert count_weights(sft(lora=LORA), merges_adapters=True) == 2 * 440_401_920
+    assert count_weights(drawn, merges_adapters=True) == 2 * 440_401_920
+    assert count_weights(sft(lora={**LORA, "base_weights": "nf4"})) == 440_401_920 * (0.5 + 1 / 64 + 1 / 4096)
+    assert count_weights(sft(lora={**LORA, "base_weights": "fp32"})) == 4 * 596_049_920
+    assert count_weights(sft()) == 4 * 596_049_920
 
 
 def test_overhead_is_stated_and_verdicts_have_their_bounds() -> None:
