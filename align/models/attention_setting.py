@@ -57,7 +57,7 @@ def reads_packed_rows(model: PreTrainedModel) -> bool:
     """Returns whether a model computes of packed rows what it computes of each alone, by reading some 30 tokens."""
     n_ids = sum(N_PROMPT) + sum(N_TOKENS)
     ids = torch.arange(1, n_ids + 1, device=model.device).mul(17).remainder(model.config.get_text_config().vocab_size)
-    rows = ids.split([*N_PROMPT, *N_TOKENS])
+    rows = torch.split(ids, [*N_PROMPT, *N_TOKENS])
     prompts, completions = rows[: len(N_PROMPT)], rows[len(N_PROMPT) :]
     backbone = model.base_model
     was_training = backbone.training

@@ -76,12 +76,14 @@ def measure_flop_costs(model: nn.Module) -> FlopCosts:
 
 
 def _measure_query_width(config: Any) -> int:
-    """Returns the width of all of a layer's queries: 0 for a model without attention, and as wide as its states where
-    each layer has other heads."""
+    """Returns the width of all of a layer's queries, and that of its states where each layer has other heads.
+
+    It is 0 for a model without attention.
+    """
     n_heads = getattr(config, "num_attention_heads", 0)
     if not isinstance(n_heads, int):
         return int(config.hidden_size)
-    return n_heads * (getattr(config, "head_dim", None) or config.hidden_size // max(n_heads, 1))
+    return n_heads * int(getattr(config, "head_dim", None) or config.hidden_size // max(n_heads, 1))
 
 
 def find_peak_tflops(device: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""A model whose layers lose the layout reads padded rows, and one with other logits or dropout is refused or changed."""
+"""A model whose layers lose the layout reads padded rows; other logits are refused, dropout is switched off."""
 
 from typing import Any
 
