@@ -20,10 +20,9 @@ from qwen_align.align.estimation.units import GB, format_card, format_gib, parse
 from qwen_align.align.pipeline.model_configs import find_config, name_model
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import DataRef, find_references
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.training import Optimizer
+from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.settings.workload import ReadRows
 
 
 class DeviceQuestion(NamedTuple):
@@ -54,7 +53,7 @@ def describe_device_use(plan: Plan, question: DeviceQuestion) -> Iterator[str]:
     speed = _choose_speed(question)
     total, is_whole = _Total(0.0, 0.0, 0.0), True
     for stage in plan.stages:
-        if not _reads_model(stage):
+        if stage.settings.get_workload() is None:
             continue
         estimate, lines = _describe_stage(plan, stage, question)
         yield from lines
@@ -72,11 +71,6 @@ def describe_device_use(plan: Plan, question: DeviceQuestion) -> Iterator[str]:
     yield from _list_assumptions(plan, speed, question)
 
 
-def _reads_model(stage: PlannedStage) -> bool:
-    """Returns whether a stage loads a model."""
-    return isinstance(stage.settings, Evaluate | Rollout | Optimizer)
-
-
 def _choose_speed(question: DeviceQuestion) -> Speed:
     speed = choose_speed(question.device.n_bytes)
     if question.tflops is None:
@@ -84,10 +78,11 @@ def _choose_speed(question: DeviceQuestion) -> Speed:
     return Speed(f"{question.tflops:g} TFLOP/s", question.tflops * 1e12, speed.bandwidth)
 
 
-def _plan_runtime(runtime: Runtime, device: Device, settings: Any) -> Runtime:
+def _plan_runtime(runtime: Runtime, device: Device, settings: StageSettings) -> Runtime:
     """Returns the runtime on all devices of the question, one process on each, where the batch can be shared so."""
-    batch = getattr(settings, "batch", None)
-    processes = device.n_devices if batch is None or batch % device.n_devices == 0 else runtime.processes
+    workload, processes = settings.get_workload(), device.n_devices
+    if workload and isinstance(workload.rows, ReadRows) and workload.rows.per_step % device.n_devices:
+        processes = runtime.processes
     return runtime.model_copy(update={"processes": processes, "device": "cuda"})
 
 
@@ -184,7 +179,6 @@ def _estimate_stage_cost(
     plan: Plan, stage: PlannedStage, estimate: StageEstimate, speed: Speed, question: DeviceQuestion
 ) -> Cost | None:
     return estimate_cost(
-        stage.settings,
         estimate,
         speed,
         n_devices=question.device.n_devices,
@@ -258,7 +252,7 @@ def describe_peaks(plan: Plan, device: Device) -> str:
     """
     peaks: dict[str, float] = {}
     for stage in plan.stages:
-        config = find_config(plan, stage) if _reads_model(stage) else None
+        config = find_config(plan, stage) if stage.settings.get_workload() else None
         if config is None:
             continue
         runtime = _plan_runtime(stage.runtime, device, stage.settings)

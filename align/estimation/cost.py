@@ -3,19 +3,13 @@
 They are bounds: rows are taken as long as they may be, completions as long as they may get.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from qwen_align.align.estimation.model_shape import ModelShape
-from qwen_align.align.estimation.numerics import TrainedModel
 from qwen_align.align.estimation.sampling_memory import count_cache_bytes
 from qwen_align.align.estimation.stage_estimate import StageEstimate
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.rollout import Rollout
-from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
+from qwen_align.align.settings.workload import DrawnRows, Workload
 
 # Of the GPU's peak: what training reaches (Megatron-LM and PaLM report 0.4 to 0.6 on many GPUs; one small one with
 # transformers less), what reading prompts reaches, and of the bandwidth what decoding reaches. Our choice.
@@ -41,6 +35,15 @@ SPEEDS = (
     (96, Speed("H20", 148.0e12, 4.0e12)),
     (141, Speed("H200", 989.5e12, 4.8e12)),
 )
+
+
+class Tokens(NamedTuple):
+    """Tokens of a stage at most: of a row, and of all that is drawn, trained on, and scored without gradients."""
+
+    of_row: int
+    drawn: float
+    trained: float
+    scored: float
 
 
 class Cost(NamedTuple):
@@ -75,38 +78,36 @@ def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, h
     return weights + attention * (3 if is_trained else 1)
 
 
+def count_tokens(workload: Workload, n_rows: int | None, prompt_tokens: int) -> Tokens | None:
+    """Counts the tokens of a stage that reads so many rows. Returns None where it depends on them and they are unknown.
+
+    Of a stage that draws, rows are prompts.
+    """
+    rows, training, drawn = workload.rows, workload.training, 0
+    if isinstance(rows, DrawnRows):
+        n_prompts = rows.steps * rows.prompts_per_step or n_rows
+        if n_prompts is None:
+            return None
+        length, n_texts = prompt_tokens + rows.max_tokens, n_prompts * rows.completions_per_prompt
+        drawn = n_texts * rows.max_tokens
+    else:
+        if n_rows is None:
+            return None
+        length = rows.max_tokens
+        n_texts = count_optimizer_steps(n_rows, rows.epochs, rows.per_step) * rows.per_step * rows.sides
+    trained, scored = (training.passes, training.scoring_passes) if training else (0, 0)
+    return Tokens(length, float(drawn), float(n_texts * length * trained), float(n_texts * length * scored))
+
+
 def estimate_cost(
-    settings: Any,
-    estimate: StageEstimate,
-    speed: Speed,
-    *,
-    n_devices: int,
-    n_rows: int | None,
-    prompt_tokens: int,
+    estimate: StageEstimate, speed: Speed, *, n_devices: int, n_rows: int | None, prompt_tokens: int
 ) -> Cost | None:
     """Estimates the cost of a stage. Returns None where the number of its rows is not known."""
+    tokens = count_tokens(estimate.workload, n_rows, prompt_tokens)
+    if tokens is None:
+        return None
     shape, model = estimate.shape, estimate.model
-    drawn = trained = scored = 0.0
-    length = 0
-    if isinstance(settings, Sft | Dpo | RewardModel):
-        if n_rows is None:
-            return None
-        steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
-        length = settings.max_tokens
-        trained = float(steps * settings.batch * length * (1 if isinstance(settings, Sft) else 2))
-        scored = trained if isinstance(settings, Dpo) else 0.0
-    elif isinstance(settings, OnlineRl):
-        completions = settings.steps * settings.prompts_per_step * settings.completions_per_prompt
-        length = prompt_tokens + settings.sampling.max_tokens
-        drawn = float(completions * settings.sampling.max_tokens)
-        trained = float(completions * length * settings.updates.epochs)
-        scored = float(completions * length * ((settings.kl is not None) + (settings.updates.count > 1)))
-    elif isinstance(settings, Evaluate | Rollout):
-        if n_rows is None:
-            return None
-        switches = len(settings.thinking_switches) if isinstance(settings, Evaluate) else 1
-        length = prompt_tokens + settings.sampling.max_tokens
-        drawn = float(n_rows * switches * settings.completions_per_prompt * settings.sampling.max_tokens)
+    length, drawn, trained, scored = tokens
     has_frozen_base = model is not None and model.lora is not None
     of_training = count_flops_per_token(shape, length=length, is_trained=True, has_frozen_base=has_frozen_base)
     of_scoring = count_flops_per_token(shape, length=length, is_trained=False, has_frozen_base=has_frozen_base)
@@ -117,14 +118,15 @@ def estimate_cost(
         at_once = max(1, estimate.rows_at_once or 1)
         cached = count_cache_bytes(shape, 2) * length / 2
         seconds += drawn * (2.0 * shape.n_parameters / at_once + cached) / (speed.bandwidth * DECODING_SHARE)
-    return Cost(trained, drawn, flops, seconds / n_devices, *_count_disk(settings, model))
+    return Cost(trained, drawn, flops, seconds / n_devices, *_count_disk(estimate))
 
 
-def _count_disk(settings: Any, model: TrainedModel | None) -> tuple[float, float]:
+def _count_disk(estimate: StageEstimate) -> tuple[float, float]:
     """Counts the bytes that a stage leaves in the store, and of a checkpoint: trained weights and moments in fp32."""
-    if model is None:
+    model, training = estimate.model, estimate.workload.training
+    if model is None or training is None:
         return 0.0, 0.0
     if model.lora is not None:
         return 4.0 * model.trained + _TOKENIZER_BYTES, 12.0 * model.trained
-    saves_bf16 = settings.save_weights == "bf16" or (settings.save_weights == "auto" and model.autocast)
+    saves_bf16 = training.save_weights == "bf16" or (training.save_weights == "auto" and model.autocast)
     return (2.0 if saves_bf16 else 4.0) * model.shape.n_parameters, 12.0 * model.trained

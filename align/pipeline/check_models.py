@@ -14,13 +14,13 @@ from qwen_align.align.models.weight_check import (
     refuse_adapter_alone,
     refuse_stray_adapter,
 )
-from qwen_align.align.models.weight_precision import TRAINED, describe_precision, resolve_precision
+from qwen_align.align.models.weight_precision import describe_precision, resolve_precision
 from qwen_align.align.pipeline.model_configs import trace_config, trace_precision
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ScorerRef, find_references, list_fields
 from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.recipe import ModelSource
-from qwen_align.align.settings.training import Lora
+from qwen_align.align.settings.training import Lora, Optimizer
 from qwen_align.align.stages.registry import STAGE_KINDS
 
 
@@ -101,7 +101,7 @@ def _check_precision(plan: Plan, stage: PlannedStage) -> Iterator[str]:
     Raises RecipeError where its settings contradict each other or the model's files.
     """
     settings = stage.settings
-    if not isinstance(settings, TRAINED):
+    if not isinstance(settings, Optimizer):
         return
     stored = trace_precision(plan, stage)
     try:

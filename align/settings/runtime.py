@@ -15,7 +15,7 @@ class Runtime(Strict):
     They are no part of a stage's key, except for losses that depend on them, and for the content of the DeepSpeed file
     of a stage that trains: it may say another optimiser.
 
-    Results are the same up to floating-point summation order: 1e-5 between one process and two.
+    Results are the same up to floating-point summation order: losses within 1e-5 between one process and two.
     """
 
     device: Literal["auto", "cpu", "cuda"] = Field(

@@ -56,7 +56,7 @@ def refuse_dropout(settings: Settings, lora: Lora | None) -> Settings:
 
 
 class Optimizer(Strict):
-    """Settings of AdamW with linear warm-up and a learning-rate schedule."""
+    """Settings of every stage that trains a model: AdamW, its schedule, precisions and LoRA."""
 
     learning_rate: float = Field(gt=0, description="peak learning rate, after the warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -87,3 +87,4 @@ class Optimizer(Strict):
         False,
         description="let GPUs multiply fp32 matrices with 10 bits of mantissa (TF32): faster; without effect on a CPU",
     )
+    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.end_to_end.ladder import metrics, stage, weights
 
@@ -10,8 +11,14 @@ pytestmark = pytest.mark.slow(seconds=10)
 
 
 def test_two_processes_of_sft_equal_one(trained_by_two: Path, trained: Path) -> None:
+    """Adam divides a gradient by its own size, so where that is about 0 rounding moves a weight here and there."""
+    for left, right in zip(metrics(trained, "few_sft"), metrics(trained_by_two, "few_sft"), strict=True):
+        for figure in ("loss", "grad_norm", "entropy"):
+            assert left[figure] == pytest.approx(right[figure], rel=1e-5), (left["step"], figure)
     one, two = (weights(home, "few_sft") for home in (trained, trained_by_two))
-    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+    differences = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert differences.max() < 2e-4  # a fifth of what the first step moves every weight by
+    assert (differences > 1e-5).float().mean() < 1e-4
 
 
 def test_two_processes_of_dpo_see_the_losses_of_one(trained_by_two: Path, trained: Path) -> None:
