@@ -123,7 +123,7 @@ def _check_precision(plan: Plan, stage: PlannedStage) -> Iterator[str]:
 
 def _check_logits(plan: Plan, stage: PlannedStage) -> None:
     """Raises RecipeError for online RL of a model that scales or caps its logits, where its config is known."""
-    is_ours = isinstance(stage.settings, OnlineRl) and getattr(stage.settings, "trainer", None) != "trl"
+    is_ours = isinstance(stage.settings, OnlineRl) and stage.settings.has_own_loop
     config = trace_config(plan, stage) if is_ours else None
     scale = find_logit_scale(config) if config else None
     if scale:

@@ -54,6 +54,10 @@ class Grpo(OnlineRl):
     )
 
     @property
+    def has_own_loop(self) -> bool:
+        return self.trainer == "native"
+
+    @property
     def loss_name(self) -> str:
         return self.loss
 

@@ -406,6 +406,11 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
         )
 
     @property
+    def has_own_loop(self) -> bool:
+        """Returns whether our own loop trains, which scores tokens itself."""
+        return True
+
+    @property
     def loss_name(self) -> str:
         """Returns the name of the policy loss, as the table of their papers' defaults has it."""
         raise NotImplementedError
