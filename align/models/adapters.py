@@ -92,10 +92,11 @@ def require_equal_logits(actual: torch.Tensor, expected: torch.Tensor, what: str
     scale = expected.abs().max().item()
     tolerance = torch.finfo(expected.dtype).eps ** _TOLERANCE_POWER
     of_rows = (actual - expected).abs().flatten(start_dim=1).amax(dim=1)
-    difference = (of_rows.median() if is_mixture and of_rows.isfinite().all() else of_rows.max()).item()
-    if not difference <= tolerance * scale:
+    is_sound = bool(of_rows.isfinite().all())  # a median would pass over NaN
+    largest_difference = (of_rows.median() if is_mixture and is_sound else of_rows.max()).item()
+    if not largest_difference <= tolerance * scale:
         raise StageError(
-            f"{what}'s logits are up to {difference:.2g} from the adapter's, at a scale of {scale:.2g} "
+            f"{what}'s logits are up to {largest_difference:.2g} from the adapter's, at a scale of {scale:.2g} "
             f"({tolerance:.2g} of the scale is rounding); it cannot be merged"
         )
 
