@@ -6,9 +6,9 @@ They are bounds: rows are taken as long as they may be, completions as long as t
 from typing import Any, NamedTuple
 
 from qwen_align.align.estimation.model_shape import ModelShape
-from qwen_align.align.estimation.numerics import TrainedModel
 from qwen_align.align.estimation.sampling_memory import count_cache_bytes
 from qwen_align.align.estimation.stage_estimate import StageEstimate
+from qwen_align.align.models.weight_precision import Precision, resolve_precision
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl
@@ -20,6 +20,7 @@ from qwen_align.align.settings.training import count_optimizer_steps
 # Of the GPU's peak: what training reaches (Megatron-LM and PaLM report 0.4 to 0.6 on many GPUs; one small one with
 # transformers less), what reading prompts reaches, and of the bandwidth what decoding reaches. Our choice.
 TRAINING_SHARE, DECODING_SHARE = 0.35, 0.5
+_BF16_BYTES = 2
 _TOKENIZER_BYTES = 11_000_000  # each adapter folder has a copy
 
 
@@ -44,7 +45,7 @@ SPEEDS = (
 
 
 class Cost(NamedTuple):
-    """What a stage takes at most: tokens trained and drawn, operations, seconds, bytes on disk.
+    """What a stage takes at most: tokens trained and drawn, operations, seconds.
 
     seconds are those of all devices together, over their number.
     """
@@ -53,8 +54,13 @@ class Cost(NamedTuple):
     drawn_tokens: float
     flops: float
     seconds: float
-    store_bytes: float
-    checkpoint_bytes: float
+
+
+class DiskUse(NamedTuple):
+    """Bytes of the model that a stage leaves in the store, and of one of its checkpoints."""
+
+    stored: float
+    checkpoint: float
 
 
 def choose_speed(device_bytes: int) -> Speed:
@@ -81,16 +87,14 @@ def estimate_cost(
     speed: Speed,
     *,
     n_devices: int,
-    n_rows: int | None,
+    n_rows: int,
     prompt_tokens: int,
-) -> Cost | None:
-    """Estimates the cost of a stage. Returns None where the number of its rows is not known."""
+) -> Cost:
+    """Estimates the cost of a stage that reads `n_rows` rows on `n_devices` GPUs."""
     shape, model = estimate.shape, estimate.model
     drawn = trained = scored = 0.0
     length = 0
     if isinstance(settings, Sft | Dpo | RewardModel):
-        if n_rows is None:
-            return None
         steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
         length = settings.max_tokens
         trained = float(steps * settings.batch * length * (1 if isinstance(settings, Sft) else 2))
@@ -102,8 +106,6 @@ def estimate_cost(
         trained = float(completions * length * settings.updates.epochs)
         scored = float(completions * length * ((settings.kl is not None) + (settings.updates.count > 1)))
     elif isinstance(settings, Evaluate | Rollout):
-        if n_rows is None:
-            return None
         switches = len(settings.thinking_switches) if isinstance(settings, Evaluate) else 1
         length = prompt_tokens + settings.sampling.max_tokens
         drawn = float(n_rows * switches * settings.completions_per_prompt * settings.sampling.max_tokens)
@@ -117,14 +119,19 @@ def estimate_cost(
         at_once = max(1, estimate.rows_at_once or 1)
         cached = count_cache_bytes(shape, 2) * length / 2
         seconds += drawn * (2.0 * shape.n_parameters / at_once + cached) / (speed.bandwidth * DECODING_SHARE)
-    return Cost(trained, drawn, flops, seconds / n_devices, *_count_disk(settings, model))
+    return Cost(trained, drawn, flops, seconds / n_devices)
 
 
-def _count_disk(settings: Any, model: TrainedModel | None) -> tuple[float, float]:
-    """Counts the bytes that a stage leaves in the store, and of a checkpoint: trained weights and moments in fp32."""
+def estimate_disk_use(settings: Any, estimate: StageEstimate) -> DiskUse:
+    """Estimates what a stage writes: its model, and in a checkpoint the trained weights and their moments in fp32.
+
+    Moments in 8 bits take less than is said here.
+    """
+    model, checkpoint = estimate.model, 12.0 * estimate.n_trained
     if model is None:
-        return 0.0, 0.0
+        return DiskUse(0.0, 0.0)
     if model.lora is not None:
-        return 4.0 * model.trained + _TOKENIZER_BYTES, 12.0 * model.trained
-    saves_bf16 = settings.save_weights == "bf16" or (settings.save_weights == "auto" and model.autocast)
-    return (2.0 if saves_bf16 else 4.0) * model.shape.n_parameters, 12.0 * model.trained
+        return DiskUse(4.0 * model.trained + _TOKENIZER_BYTES, checkpoint)
+    stored: Precision = "bf16" if model.shape.stored_bytes == _BF16_BYTES else "fp32"
+    saved = resolve_precision(settings, stored).save_weights
+    return DiskUse((2.0 if saved == "bf16" else 4.0) * model.shape.n_parameters, checkpoint)

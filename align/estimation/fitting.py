@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.estimation.device import Device
 from qwen_align.align.estimation.stage_estimate import StageEstimate, estimate_stage
+from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl, Vllm
+from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.training import Lora, Optimizer
 
@@ -14,6 +16,8 @@ _LEAST_PREFILL_TOKENS = 512  # our choice: a pass over fewer leaves a GPU idle
 
 class Fit(NamedTuple):
     """Settings with which a stage fits. `runtime` and `stage` are what has to be changed, as recipes have it.
+
+    Of a setting with settings of its own, such as lora, `stage` has all that are not at their default.
 
     What is in `stage` is in the stage's key: with it another model is trained.
     """
@@ -49,11 +53,14 @@ def find_fit(
 def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yields the settings as they are, then with a smaller base or smaller moments, each with what was changed."""
     yield settings, {}
-    if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not settings.engine.enable_sleep_mode:
-        engine = settings.engine.model_copy(update={"enable_sleep_mode": True})
-        settings = settings.model_copy(update={"engine": engine})
-        yield settings, {"engine": {"enable_sleep_mode": True}}
+    engine = settings.engine if isinstance(settings, OnlineRl) else None
+    if isinstance(engine, Vllm) and engine.mode == "colocate" and not engine.enable_sleep_mode:
+        asleep = engine.model_copy(update={"enable_sleep_mode": True})
+        settings = settings.model_copy(update={"engine": asleep})
+        yield settings, {"engine": asleep.model_dump(exclude_defaults=True)}
     if not isinstance(settings, Optimizer):
+        if isinstance(settings, Evaluate | Rollout) and settings.precision != "bf16":
+            yield settings.model_copy(update={"precision": "bf16"}), {"precision": "bf16"}
         return
     lora: Lora | None = getattr(settings, "lora", None)
     if lora is None:
@@ -61,14 +68,17 @@ def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield settings.model_copy(update={"optimizer": "adamw_8bit"}), {"optimizer": "adamw_8bit"}
         return
     for held in {"auto": ("bf16", "nf4"), "fp32": ("bf16", "nf4"), "bf16": ("nf4",), "nf4": ()}[lora.base_weights]:
-        changed = {"lora": lora.model_copy(update={"base_weights": held})}
+        smaller = lora.model_copy(update={"base_weights": held})
         precision = {"precision": "bf16"} if settings.precision == "fp32" else {}
-        yield settings.model_copy(update={**changed, **precision}), {"lora": {"base_weights": held}, **precision}
+        said = {"lora": smaller.model_dump(exclude_defaults=True), **precision}
+        yield settings.model_copy(update={"lora": smaller, **precision}), said
 
 
 def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the changes of the runtime with one more, of what makes the worst phase smaller. None: none is left."""
     phase = estimate.peak
+    if phase.name == "draw" and runtime.kv_cache_gib is not None:  # without it, what is free
+        return {**turned, "kv_cache_gib": None}
     if phase.name == "draw" and phase.parts.get("logits") and runtime.generation_batch > 1:
         return {**turned, "generation_batch": runtime.generation_batch // 2}
     if phase.name == "draw" and phase.parts.get("activations") and runtime.prefill_tokens > _LEAST_PREFILL_TOKENS:

@@ -16,6 +16,7 @@ from qwen_align.align.estimation.training_memory import (
     measure_scoring,
     measure_update,
 )
+from qwen_align.align.models.weight_precision import Precision, resolve_precision
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl, Vllm
@@ -49,7 +50,7 @@ class StageEstimate(NamedTuple):
 
     checkpointing: whether gradients are checkpointed, None where the stage trains nothing. micro_batch, rows_in_pass:
     of a training pass, in rows as long as may be. rows_at_once: completions whose keys and values fit side by side.
-    notes: what is assumed, or not counted.
+    notes: what is assumed, or not counted. n_trained: trained parameters, those of a critic among them.
     """
 
     phases: list[Phase]
@@ -60,6 +61,7 @@ class StageEstimate(NamedTuple):
     rows_in_pass: int | None
     rows_at_once: int | None
     notes: list[str]
+    n_trained: int = 0
 
     @property
     def peak(self) -> Phase:
@@ -171,6 +173,7 @@ class _Training:
             max(1, work.batch.n_tokens // self._get_longest_row()),
             rows_at_once,
             list(dict.fromkeys(self.notes)),
+            self._count_trained(),
         )
 
     def needs_checkpointing(self, device_bytes: float) -> bool:
@@ -287,9 +290,13 @@ class _Training:
     def _list_saved(self, work: TrainingPass) -> Parts:
         """Lists what is there while a trained model is written: of a full one another copy, where that is in bf16."""
         copy = 0.0
-        if self.model.lora is None and self.model.autocast and self.settings.save_weights != "fp32":
+        if self.model.lora is None and self._saves_bf16():
             copy = float(_BF16 * self.shape.n_parameters)
         return {**self._list_loaded(work), "optimiser": work.optimizer_bytes, "copy": copy}
+
+    def _saves_bf16(self) -> bool:
+        stored: Precision = "bf16" if self.shape.stored_bytes == _BF16 else "fp32"
+        return resolve_precision(self.settings, stored).save_weights == "bf16"
 
     def _measure_drawing(self, settings: OnlineRl, work: TrainingPass) -> tuple[Phase, int | None]:
         """Returns the phase in which completions are drawn, and how many at once."""
