@@ -87,6 +87,10 @@ def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]
         return None
     if phase.name == "update" and not estimate.checkpointing:
         return {**turned, "gradient_checkpointing": True}
+    if runtime.micro_batch_tokens is not None:  # then micro_batch says nothing
+        assert estimate.micro_batch is not None
+        halved = estimate.micro_batch.n_tokens // 2
+        return {**turned, "micro_batch_tokens": halved} if (estimate.rows_in_pass or 1) > 1 else None
     if runtime.micro_batch > 1:
         rows = min(runtime.micro_batch, estimate.rows_in_pass or runtime.micro_batch) // 2
         return {**turned, "micro_batch": max(1, rows)}

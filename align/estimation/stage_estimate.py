@@ -223,9 +223,9 @@ class _Training:
             share = max(1, settings.batch // runtime.processes)
             total = scored = share * longest
         budget = min(runtime.micro_batch, share) * longest
-        if runtime.micro_batch_tokens is not None:
-            budget = max(longest, min(budget, runtime.micro_batch_tokens))
-        if not self.is_on_gpu:
+        if runtime.micro_batch_tokens is not None:  # in the place of both other limits: get_pass_limits
+            budget = max(longest, runtime.micro_batch_tokens)
+        elif not self.is_on_gpu:
             budget = max(longest, min(budget, CPU_TOKENS))
         n_tokens = min(budget, total)
         n_attended = max(n_tokens, round(n_tokens * share * longest / total))

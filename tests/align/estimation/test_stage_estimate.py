@@ -220,6 +220,19 @@ def test_what_nothing_helps_has_no_fit() -> None:
     assert estimate(sft(lora=LORA, max_tokens=8192), "8B", micro_batch=1).judge(CARD) != "fits"
 
 
+def test_micro_batch_tokens_take_the_place_of_micro_batch() -> None:
+    """As `get_pass_limits` has it, also where they allow more."""
+    limits = micro_batches.get_pass_limits(Runtime(micro_batch=1, micro_batch_tokens=8192), "cuda")
+    found = estimate(sft(), micro_batch=1, micro_batch_tokens=8192)
+    assert found.micro_batch is not None
+    assert found.micro_batch.n_tokens == limits.compute_budget([1024]) == 8192
+    settings, config = sft(max_tokens=4096), build_qwen3_config("0.6B")
+    fit = find_fit(settings, Runtime(micro_batch_tokens=131_072, gradient_checkpointing=True), config, CARD)
+    assert fit is not None
+    assert list(fit.runtime) == ["micro_batch_tokens"]
+    assert 4096 <= fit.runtime["micro_batch_tokens"] < 65_536
+
+
 def test_a_cache_that_is_too_large_and_sampling_in_fp32_are_what_is_changed() -> None:
     config = build_qwen3_config("8B")
     fit = find_fit(evaluate(), Runtime(kv_cache_gib=24), config, CARD)
