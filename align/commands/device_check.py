@@ -36,6 +36,7 @@ from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.training import Optimizer
+from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.data_builders.question_split import Split
 
 _UNIT_ROWS = 1000  # time is said for so many rows where their number is not known
@@ -251,6 +252,8 @@ def _count_most_rows(makers: Mapping[str, PlannedStage], name: str) -> int | Non
     if not isinstance(settings, BuildData):
         return None
     found, builder = settings.get_expected_rows(), settings.builder
+    if isinstance(builder, Arithmetic):
+        found = builder.n
     if isinstance(builder, Split):
         whole = _count_most_rows(makers, makers[name].targets[str(builder.from_data)])
         found = whole and ceil(whole * builder.shares[builder.part] / sum(builder.shares.values()))
@@ -278,7 +281,8 @@ def _describe_total(total: _Total, question: DeviceQuestion) -> Iterator[str]:
     if question.price_per_hour is not None:
         sum_ = hours * question.device.n_devices * question.price_per_hour
         price = f", {sum_:,.2f} at {question.price_per_hour:g} per GPU hour"
-    yield f"all stages together: at most {hours:,.1f} h{price}{some}"
+    if total.seconds:
+        yield f"all stages together: at most {hours:,.1f} h{price}{some}"
     disk = total.store_bytes + 2 * total.largest_checkpoint  # the new one is written before the old one is deleted
     yield f"disk: {disk / GB:,.1f} GB for what the stages leave and two checkpoints, without models that are downloaded"
 

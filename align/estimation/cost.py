@@ -6,6 +6,7 @@ They are bounds: rows are taken as long as they may be, completions as long as t
 from typing import Any, NamedTuple
 
 from qwen_align.align.estimation.model_shape import ModelShape
+from qwen_align.align.estimation.numerics import count_optimizer_bytes
 from qwen_align.align.estimation.sampling_memory import count_cache_bytes
 from qwen_align.align.estimation.stage_estimate import StageEstimate
 from qwen_align.align.models.weight_precision import Precision, resolve_precision
@@ -123,13 +124,11 @@ def estimate_cost(
 
 
 def estimate_disk_use(settings: Any, estimate: StageEstimate) -> DiskUse:
-    """Estimates what a stage writes: its model, and in a checkpoint the trained weights and their moments in fp32.
-
-    Moments in 8 bits take less than is said here.
-    """
-    model, checkpoint = estimate.model, 12.0 * estimate.n_trained
+    """Estimates what a stage writes: its model, and in a checkpoint the trained weights in fp32 and their moments."""
+    model, n_trained = estimate.model, estimate.n_trained
     if model is None:
         return DiskUse(0.0, 0.0)
+    checkpoint = 4.0 * n_trained + count_optimizer_bytes(settings.optimizer.removeprefix("paged_"), n_trained)
     if model.lora is not None:
         return DiskUse(4.0 * model.trained + _TOKENIZER_BYTES, checkpoint)
     stored: Precision = "bf16" if model.shape.stored_bytes == _BF16_BYTES else "fp32"

@@ -129,7 +129,9 @@ class Entropy(Strict):
 class DynamicSampling(Strict):
     """Dynamic sampling, which replaces groups with all-equal rewards by groups of the next prompts.
 
-    Source: DAPO, arXiv:2503.14476, section 3.2. At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
+    Source: DAPO, arXiv:2503.14476, section 3.2.
+
+    At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """
 
     max_prompts: int = Field(ge=1, le=MAX_BATCH, description="largest number of prompts that a step may try in all")
