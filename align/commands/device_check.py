@@ -31,11 +31,9 @@ from qwen_align.align.pipeline.model_configs import find_config, name_model
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import DataRef, find_references
 from qwen_align.align.settings.build_data import BuildData
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.training import Optimizer
+from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.settings.workload import DrawnRows, ReadRows
 from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.data_builders.question_split import Split
 
@@ -78,7 +76,8 @@ def describe_device_use(plan: Plan, question: DeviceQuestion) -> Iterator[str]:
     each = " each" if device.n_devices > 1 else ""
     yield f"memory of {gpus}{each}; figures in GiB, with every row as long as its stage's max_tokens allows"
     speed = _choose_speed(question)
-    total, stages = _Total(), [_plan_stage(plan, stage, device) for stage in plan.stages if _reads_model(stage)]
+    total = _Total()
+    stages = [_plan_stage(plan, stage, device) for stage in plan.stages if stage.settings.get_workload() is not None]
     for stage in stages:
         estimate, lines = _describe_stage(plan, stage, question)
         yield from lines
@@ -90,7 +89,8 @@ def describe_device_use(plan: Plan, question: DeviceQuestion) -> Iterator[str]:
         n_rows = _count_rows(plan, stage.planned)
         cost = _estimate_stage_cost(stage, estimate, speed, question, n_rows=n_rows or _UNIT_ROWS)
         fits = estimate.judge(device) != "does not fit"
-        rows_unknown = n_rows is None and not isinstance(stage.planned.settings, OnlineRl)
+        rows = estimate.workload.rows
+        rows_unknown = n_rows is None and not (isinstance(rows, DrawnRows) and rows.steps)
         if fits:
             yield f"    {_describe_cost(cost, disk, for_each=_UNIT_ROWS if rows_unknown else None)}"
         is_left_out = rows_unknown or not fits
@@ -104,11 +104,6 @@ def describe_device_use(plan: Plan, question: DeviceQuestion) -> Iterator[str]:
     yield from _list_assumptions(stages, speed, question)
 
 
-def _reads_model(stage: PlannedStage) -> bool:
-    """Returns whether a stage loads a model."""
-    return isinstance(stage.settings, Evaluate | Rollout | Optimizer)
-
-
 def _choose_speed(question: DeviceQuestion) -> Speed:
     speed = choose_speed(question.device.n_bytes)
     if question.tflops is None:
@@ -116,10 +111,11 @@ def _choose_speed(question: DeviceQuestion) -> Speed:
     return Speed(f"{question.tflops:g} TFLOP/s", question.tflops * 1e12, speed.bandwidth)
 
 
-def _plan_runtime(runtime: Runtime, device: Device, settings: Any) -> Runtime:
+def _plan_runtime(runtime: Runtime, device: Device, settings: StageSettings) -> Runtime:
     """Returns the runtime on all devices of the question, one process on each, where the batch can be shared so."""
-    batch = getattr(settings, "batch", None)
-    processes = device.n_devices if batch is None or batch % device.n_devices == 0 else runtime.processes
+    workload, processes = settings.get_workload(), device.n_devices
+    if workload and isinstance(workload.rows, ReadRows) and workload.rows.per_step % device.n_devices:
+        processes = runtime.processes
     return runtime.model_copy(update={"processes": processes, "device": "cuda"})
 
 
@@ -228,7 +224,6 @@ def _estimate_stage_cost(
     stage: _Stage, estimate: StageEstimate, speed: Speed, question: DeviceQuestion, *, n_rows: int
 ) -> Cost:
     return estimate_cost(
-        stage.planned.settings,
         estimate,
         speed,
         n_devices=stage.runtime.processes,
@@ -321,7 +316,7 @@ def describe_peaks(plan: Plan, device: Device) -> str:
     """
     peaks: dict[str, float] = {}
     for stage in plan.stages:
-        config = find_config(plan, stage) if _reads_model(stage) else None
+        config = find_config(plan, stage) if stage.settings.get_workload() else None
         if config is None:
             continue
         runtime = _plan_runtime(stage.runtime, device, stage.settings)

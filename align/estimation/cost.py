@@ -10,13 +10,8 @@ from qwen_align.align.estimation.numerics import count_optimizer_bytes
 from qwen_align.align.estimation.sampling_memory import count_cache_bytes
 from qwen_align.align.estimation.stage_estimate import StageEstimate
 from qwen_align.align.models.weight_precision import Precision, resolve_precision
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.rollout import Rollout
-from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import count_optimizer_steps
+from qwen_align.align.settings.workload import DrawnRows, Workload
 
 # Of the GPU's peak: what training reaches (Megatron-LM and PaLM report 0.4 to 0.6 on many GPUs; one small one with
 # transformers less), what reading prompts reaches, and of the bandwidth what decoding reaches. Our choice.
@@ -43,6 +38,15 @@ SPEEDS = (
     (96, Speed("H20", 148.0e12, 4.0e12)),
     (141, Speed("H200", 989.5e12, 4.8e12)),
 )
+
+
+class Tokens(NamedTuple):
+    """Tokens of a stage at most: of a row, and of all that is drawn, trained on, and scored without gradients."""
+
+    of_row: int
+    drawn: float
+    trained: float
+    scored: float
 
 
 class Cost(NamedTuple):
@@ -82,34 +86,27 @@ def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, h
     return weights + attention * (3 if is_trained else 1)
 
 
-def estimate_cost(
-    settings: Any,
-    estimate: StageEstimate,
-    speed: Speed,
-    *,
-    n_devices: int,
-    n_rows: int,
-    prompt_tokens: int,
-) -> Cost:
+def count_tokens(workload: Workload, n_rows: int, prompt_tokens: int) -> Tokens:
+    """Counts the tokens of a stage that reads so many rows.
+
+    Of a stage that draws, rows are prompts.
+    """
+    rows, training, drawn = workload.rows, workload.training, 0
+    if isinstance(rows, DrawnRows):
+        n_prompts = rows.steps * rows.prompts_per_step or n_rows
+        length, n_texts = prompt_tokens + rows.max_tokens, n_prompts * rows.completions_per_prompt
+        drawn = n_texts * rows.max_tokens
+    else:
+        length = rows.max_tokens
+        n_texts = count_optimizer_steps(n_rows, rows.epochs, rows.per_step) * rows.per_step * rows.sides
+    trained, scored = (training.passes, training.scoring_passes) if training else (0, 0)
+    return Tokens(length, float(drawn), float(n_texts * length * trained), float(n_texts * length * scored))
+
+
+def estimate_cost(estimate: StageEstimate, speed: Speed, *, n_devices: int, n_rows: int, prompt_tokens: int) -> Cost:
     """Estimates the cost of a stage that reads `n_rows` rows on `n_devices` GPUs."""
     shape, model = estimate.shape, estimate.model
-    drawn = trained = scored = 0.0
-    length = 0
-    if isinstance(settings, Sft | Dpo | RewardModel):
-        steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
-        length = settings.max_tokens
-        trained = float(steps * settings.batch * length * (1 if isinstance(settings, Sft) else 2))
-        scored = trained if isinstance(settings, Dpo) else 0.0
-    elif isinstance(settings, OnlineRl):
-        completions = settings.steps * settings.prompts_per_step * settings.completions_per_prompt
-        length = prompt_tokens + settings.sampling.max_tokens
-        drawn = float(completions * settings.sampling.max_tokens)
-        trained = float(completions * length * settings.updates.epochs)
-        scored = float(completions * length * ((settings.kl is not None) + (settings.updates.count > 1)))
-    elif isinstance(settings, Evaluate | Rollout):
-        switches = len(settings.thinking_switches) if isinstance(settings, Evaluate) else 1
-        length = prompt_tokens + settings.sampling.max_tokens
-        drawn = float(n_rows * switches * settings.completions_per_prompt * settings.sampling.max_tokens)
+    length, drawn, trained, scored = count_tokens(estimate.workload, n_rows, prompt_tokens)
     has_frozen_base = model is not None and model.lora is not None
     of_training = count_flops_per_token(shape, length=length, is_trained=True, has_frozen_base=has_frozen_base)
     of_scoring = count_flops_per_token(shape, length=length, is_trained=False, has_frozen_base=has_frozen_base)

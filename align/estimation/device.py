@@ -7,6 +7,9 @@ from typing import NamedTuple
 CONTEXT_BYTES = 500_000_000
 # Share of what is allocated that PyTorch's allocator holds in blocks too small to use; our choice.
 FRAGMENTATION_SHARE = 0.03
+# What a stage's processes take on a CPU beside tensors and imports: the real tokenizer in the command's process and in
+# the stage's, oneDNN's code and buffers, blocks too small to be mapped. Measured: tests/evidence/real_shape.py.
+HOST_BYTES = 400_000_000
 # Below this share of free memory a stage that fits is called tight: traces are up to so much above the estimate.
 TIGHT_SHARE = 0.08
 
@@ -23,6 +26,8 @@ class Device(NamedTuple):
         return (self.n_bytes * (1 - TIGHT_SHARE) - CONTEXT_BYTES) / (1 + FRAGMENTATION_SHARE)
 
 
-def measure_overhead(tensor_bytes: float) -> float:
+def measure_overhead(tensor_bytes: float, *, is_on_gpu: bool) -> float:
     """Returns the bytes that a device needs beside its tensors: the context, and what fragmentation loses."""
+    if not is_on_gpu:
+        return HOST_BYTES
     return CONTEXT_BYTES + FRAGMENTATION_SHARE * tensor_bytes

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from qwen_align.align.estimation.layer_tape import LayerNumerics
 from qwen_align.align.estimation.model_shape import ModelShape, count_adapter_parameters, list_adapter_ranks
-from qwen_align.align.settings.training import Lora, Optimizer
+from qwen_align.align.settings.training import Lora
 
 # Bytes of a weight in nf4 with double quantisation: 4 bits, one byte of scale for 64 weights and four for 256 of those
 # (QLoRA, arXiv:2305.14314, section 3). bitsandbytes adds a table of 16 numbers to each layer, which is nothing.
@@ -15,6 +15,8 @@ class TrainedModel(NamedTuple):
     """A model as a stage that trains holds it. base_bytes: of a weight of a linear layer; other_bytes: of others.
 
     trained: number of trained parameters, which are fp32 as their gradients are. autocast: computed in bf16.
+    maps_files, maps_linear: frozen weights in the files' precision are pages of the files, which the system can drop:
+    all, or those of linear layers, which merged adapters make the process's own. So it is on a CPU.
     """
 
     shape: ModelShape
@@ -23,13 +25,18 @@ class TrainedModel(NamedTuple):
     other_bytes: int
     autocast: bool
     trained: int
+    maps_files: bool = False
+    maps_linear: bool = False
 
     @property
     def weight_bytes(self) -> float:
-        """Returns the bytes of all weights, without adapters."""
+        """Returns the bytes of all weights that are not mapped from files, without adapters."""
         shape = self.shape
-        others = shape.embeddings + shape.head + shape.others
-        return shape.linear * self.base_bytes + others * self.other_bytes
+        linear = shape.linear * self.base_bytes
+        others = (shape.embeddings + shape.head + shape.others) * self.other_bytes
+        is_linear_mapped = self.maps_files and self.maps_linear and self.base_bytes == shape.stored_bytes
+        is_rest_mapped = self.maps_files and self.other_bytes == shape.stored_bytes
+        return linear * (not is_linear_mapped) + others * (not is_rest_mapped)
 
     @property
     def is_quantised(self) -> bool:
@@ -59,9 +66,14 @@ class TrainedModel(NamedTuple):
         )
 
 
-def hold_model(settings: Optimizer, lora: Lora | None, shape: ModelShape) -> TrainedModel:
-    """Returns how a stage holds the model that it trains; `auto` is what the model's files say."""
-    is_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and shape.stored_bytes == 2)
+def computes_in_bf16(precision: str, shape: ModelShape) -> bool:
+    """Returns whether a stage computes in bf16; `auto` is what the model's files say."""
+    return precision == "bf16" or (precision == "auto" and shape.stored_bytes == 2)
+
+
+def hold_model(precision: str, lora: Lora | None, shape: ModelShape) -> TrainedModel:
+    """Returns how a stage holds the model that it trains."""
+    is_bf16 = computes_in_bf16(precision, shape)
     if lora is None:
         return TrainedModel(shape, None, 4, 4, is_bf16, shape.n_parameters)
     held = lora.base_weights

@@ -6,21 +6,16 @@ What `auto` means comes of the model's files alone, never of the machine: the sa
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.model_description import MODEL, locate_model_files, read_model_description
 from qwen_align.align.models.tensor_table import HEADS
 from qwen_align.align.models.weight_headers import FLOATS, read_stored_tensors
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Optimizer
 
 Precision = Literal["fp32", "bf16"]
-Trained = TypeVar("Trained", bound=Sft | Dpo | RewardModel | OnlineRl)
-TRAINED = (Sft, Dpo, RewardModel, OnlineRl)
+Trained = TypeVar("Trained", bound=Optimizer)
 
 # Below it a full stage's update is mostly smaller than half a step of bf16, see docs/real_models.md.
 LEAST_RATE_FOR_BF16 = 1e-5
@@ -73,7 +68,7 @@ def resolve_precision(settings: Trained, stored: Precision) -> Trained:
     lora = settings.lora
     if lora is None:
         saved = _choose_saved_precision(settings, precision, stored)
-        return cast(Trained, settings.model_copy(update={"precision": precision, "save_weights": saved}))
+        return settings.model_copy(update={"precision": precision, "save_weights": saved})
     if settings.save_weights != "auto":
         raise RecipeError(
             f"save_weights: {settings.save_weights}: adapters are handed on as they are trained, in fp32; leave it out"
@@ -87,7 +82,7 @@ def resolve_precision(settings: Trained, stored: Precision) -> Trained:
             f"lora.base_weights: bf16, but precision is fp32{why}: a base in bf16 computes in bf16; say precision: bf16"
         )
     lora = lora.model_copy(update={"base_weights": base_weights})
-    return cast(Trained, settings.model_copy(update={"precision": precision, "lora": lora}))
+    return settings.model_copy(update={"precision": precision, "lora": lora})
 
 
 def _choose_saved_precision(settings: Optimizer, precision: Precision, stored: Precision) -> Precision:
@@ -102,7 +97,7 @@ def _choose_saved_precision(settings: Optimizer, precision: Precision, stored: P
     return "bf16" if is_bf16 else "fp32"
 
 
-def find_handed_on_precision(resolved: Sft | Dpo | RewardModel | OnlineRl, stored: Precision) -> Precision:
+def find_handed_on_precision(resolved: Optimizer, stored: Precision) -> Precision:
     """Returns the precision that `auto` means for the model that a stage makes.
 
     `resolved` has no `auto` left, `stored` is the precision of the model it starts from. A model of bf16 files that was
@@ -113,7 +108,7 @@ def find_handed_on_precision(resolved: Sft | Dpo | RewardModel | OnlineRl, store
     return "bf16" if resolved.save_weights == "bf16" else "fp32"
 
 
-def describe_precision(settings: Sft | Dpo | RewardModel | OnlineRl, stored: Precision) -> str | None:
+def describe_precision(settings: Optimizer, stored: Precision) -> str | None:
     """Returns how a stage whose model is stored in bf16 computes and hands on, as text. Returns None for plain fp32."""
     resolved = resolve_precision(settings, stored)
     if resolved.precision == "fp32" and stored == "fp32" and resolved.save_weights in ("auto", "fp32"):

@@ -15,7 +15,6 @@ from qwen_align.align.models.model_description import (
 )
 from qwen_align.align.models.weight_check import read_model_config
 from qwen_align.align.models.weight_precision import (
-    TRAINED,
     StoredPrecision,
     find_handed_on_precision,
     read_precision,
@@ -23,6 +22,7 @@ from qwen_align.align.models.weight_precision import (
 )
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ModelRef, find_references
+from qwen_align.align.settings.training import Optimizer
 
 
 def trace_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
@@ -71,7 +71,7 @@ def trace_precision(plan: Plan, stage: PlannedStage) -> StoredPrecision | None:
     if maker is None:
         folder = Path(stage.inputs[str(ref)]["folder"])
         return None if str(folder).startswith("hub:") or find_base_folder(folder) is None else read_precision(folder)
-    if isinstance(maker.settings, TRAINED):
+    if isinstance(maker.settings, Optimizer):
         stored = trace_precision(plan, maker)
         if stored is None:
             return None

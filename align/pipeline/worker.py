@@ -33,6 +33,7 @@ from qwen_align.align.store.outside_files import OutsideFileChanged, OutsideFile
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
 from qwen_align.align.store.stage_folder import UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_rank, get_world_size, is_main_process
+from qwen_align.align.training.heap import map_large_blocks
 from qwen_align.align.training.memory_meter import read_peak_memory, start_memory_meter
 from qwen_align.align.training.out_of_memory import describe_out_of_memory, is_out_of_memory
 
@@ -136,7 +137,7 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
 
 
 def prepare_torch(runtime: Runtime) -> None:
-    """Sets the threads that torch uses, and makes what it computes on a CPU the same every time.
+    """Sets the threads that torch uses; on a CPU how memory is given back, and that results are the same every time.
 
     Else the gradient of rows that were taken by number, such as a prompt's keys for each of its completions, is added
     up in whatever order threads come: in GRPO that moved weights by 1e-7 a step and the accuracy by half a point.
@@ -148,6 +149,7 @@ def prepare_torch(runtime: Runtime) -> None:
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     if choose_device(runtime).type == "cpu":
+        map_large_blocks()
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.workload import Workload
 
 
 class StageSettings(Strict):
@@ -49,6 +50,10 @@ class StageSettings(Strict):
 
     def get_expected_rows(self) -> int | None:
         """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
+        return None
+
+    def get_workload(self) -> Workload | None:
+        """Returns what the stage's memory and time depend on. Returns None for a kind that loads no model."""
         return None
 
 

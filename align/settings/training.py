@@ -56,7 +56,7 @@ def refuse_dropout(settings: Settings, lora: Lora | None) -> Settings:
 
 
 class Optimizer(Strict):
-    """Settings of AdamW with linear warm-up and a learning-rate schedule."""
+    """Settings of every stage that trains a model: AdamW, its schedule, precisions and LoRA."""
 
     learning_rate: float = Field(gt=0, description="peak learning rate, after the warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -89,3 +89,4 @@ class Optimizer(Strict):
         description="let GPUs multiply fp32 matrices in TF32 (10 bits of mantissa): faster, less exact; no effect on "
         "a CPU",
     )
+    lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")

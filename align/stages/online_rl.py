@@ -33,7 +33,7 @@ from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
-from qwen_align.align.training import fit, trl_arguments, trl_compat
+from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
@@ -167,7 +167,7 @@ def _connect_vllm(settings: Vllm, trainer: OnlineTrainer, actor: Actor, renderer
     """Starts or connects to vLLM and returns the engine that samples with it."""
     longest = trainer.rollout_source.find_longest_sequence()
     tokenizer = fit.load_padding_tokenizer(source)
-    generation = trl_compat.open_vllm_generation(
+    generation = trl_vllm.open_vllm_generation(
         actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest
     )
     config = actor.causal_lm.config

@@ -7,28 +7,25 @@ from typing import Any
 from qwen_align.align.estimation.device import Device
 from qwen_align.align.estimation.stage_estimate import estimate_stage
 from qwen_align.align.models.model_description import locate_model_files
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.sft import Sft
 from qwen_align.align.store.files import read_json
 from qwen_align.align.training.memory_meter import GIB, read_memory_limit
 
 
 def estimate_memory(settings: Any, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, float]:
     """Estimates the GiB on this process's device in each phase of a stage that starts from a model, else nothing."""
-    if not isinstance(settings, Sft | Dpo | RewardModel | OnlineRl | Evaluate | Rollout):
+    if settings.get_workload() is None:
         return {}
     from qwen_align.align.models.loading import choose_device, fetch_base_folder
 
-    base = fetch_base_folder(locate_model_files(inputs[settings.from_model]))
-    return estimate_phases(settings, runtime, read_json(base / "config.json"), choose_device(runtime))
+    files = locate_model_files(inputs[settings.from_model])
+    config = read_json(fetch_base_folder(files) / "config.json")
+    return estimate_phases(settings, runtime, config, choose_device(runtime), merges_adapters=bool(files.adapters))
 
 
-def estimate_phases(settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Any) -> dict[str, float]:
+def estimate_phases(
+    settings: Any, runtime: Runtime, config: Mapping[str, Any], device: Any, *, merges_adapters: bool = False
+) -> dict[str, float]:
     """Estimates the GiB of tensors on a torch device in each phase of a stage, without the device's own overhead.
 
     Returns nothing for a kind of stage, or a model's architecture, of which there is no estimate.
@@ -36,7 +33,10 @@ def estimate_phases(settings: Any, runtime: Runtime, config: Mapping[str, Any], 
     is_on_gpu = device.type == "cuda"
     capacity = read_capacity(device)
     try:
-        estimate = estimate_stage(settings, runtime, config, Device(int(capacity * GIB)), is_on_gpu=is_on_gpu)
+        device_memory = Device(int(capacity * GIB))
+        estimate = estimate_stage(
+            settings, runtime, config, device_memory, is_on_gpu=is_on_gpu, merges_adapters=merges_adapters
+        )
     except ValueError:  # an architecture that is not known
         return {}
     phases = estimate.phases if estimate else []

@@ -291,7 +291,7 @@ class World:
 
     def attention(self, runtime: Settings) -> Any:
         """The attention implementation of a model that is trained."""
-        from qwen_align.align.models.packed_attention import set_attention
+        from qwen_align.align.models.attention_setting import set_attention
 
         model = self.load_base()
         set_attention(model, Runtime.model_validate({**CPU, **runtime}).attention, "cpu")
@@ -604,7 +604,7 @@ def record_vllm_arguments(engine: Any) -> Any:
     """What VLLMGeneration is constructed with."""
     from unittest import mock
 
-    from qwen_align.align.training import trl_compat
+    from qwen_align.align.training import trl_vllm
 
     # Imported before vLLM is said to be there, or it would be imported too.
     generation, import_utils = (
@@ -614,5 +614,5 @@ def record_vllm_arguments(engine: Any) -> Any:
         mock.patch.object(import_utils, "is_vllm_available", return_value=True),
         mock.patch.object(generation, "VLLMGeneration") as made,
     ):
-        trl_compat.open_vllm_generation(None, None, None, engine, max_tokens=9)
+        trl_vllm.open_vllm_generation(None, None, None, engine, max_tokens=9)
     return {name: str(value) for name, value in made.call_args.kwargs.items()}

@@ -22,10 +22,11 @@ NAMED = re.compile(r"qwen_align(?:\.\w+)+(?::\w+)?")
 RECORDED = ROOT / "tests" / "code_versions.json"
 
 # What says whether, where and how visibly a stage runs, but not what it makes: refusals and their words, names of
-# references, folders and locks, progress and stop signals.
+# references, folders and locks, progress and stop signals, estimates of memory.
 CANNOT_CHANGE_RESULTS = {
     "align.context",
     "align.errors",
+    "align.estimation.stage_estimate",
     "align.references",
     "align.store.store",
     "align.settings.base",

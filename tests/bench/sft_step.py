@@ -29,7 +29,7 @@ from rollout import make_model
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
 from qwen_align.align.training.packed_forward import add_packed_head
@@ -85,6 +85,7 @@ def describe_ratios(seconds: dict[str, list[float]], slow: str, fast: str, ideal
 
 def prepare_sft() -> tuple[dict[str, Callable[[], float]], int]:
     """The two sides on the same rows in the same order, and how many tokens they have after the warm-up."""
+    from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -101,7 +102,7 @@ def prepare_sft() -> tuple[dict[str, Callable[[], float]], int]:
     rows = list(Arithmetic(rows="trace", n=900, steps=[1, 2, 3, 4, 5, 5]).generate(0))
     samples = render_rows(loading.load_renderer(BASE), rows, 256).samples
     order = draw_row_order(len(samples), STEPS * BATCH, 0)
-    data = sft.build_dataset(samples).select(order)
+    data = Dataset.from_list([sft.build_columns(sample) for sample in samples]).select(order)
     counted = sum(len(samples[row].ids) for row in order[WARMUP * BATCH :])
 
     class Clock(TrainerCallback):  # type: ignore[misc]

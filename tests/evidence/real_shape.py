@@ -229,7 +229,7 @@ class Measured(NamedTuple):
 def measure_case(name: str, home: Path, model: Path) -> dict[str, Any]:
     """Measures a case and its baseline, and returns the figures."""
     case, began = CASES[name], time.monotonic()
-    baseline, error = _measure(case, None, home / f"{name}_baseline")
+    baseline, error = _measure_baseline(case, home)
     peak, failed = (0, error) if error else _measure(case, model, home / name)
     return {
         "case": name,
@@ -241,6 +241,18 @@ def measure_case(name: str, home: Path, model: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began, 1),
         "error": failed,
     }
+
+
+def _measure_baseline(case: Case, home: Path) -> tuple[int, str | None]:
+    """Measures the recipe of a case with the embedded model, once for each kind of stage."""
+    name = f"{'trl_' * case.trl}{case.kind}_{'lora' if case.settings else 'full'}_baseline"
+    known = home / f"{name}.json"
+    if known.exists():
+        return json.loads(known.read_text()), None
+    baseline, error = _measure(case, None, home / name)
+    if not error:
+        known.write_text(json.dumps(baseline))
+    return baseline, error
 
 
 def _measure(case: Case, model: Path | None, home: Path) -> tuple[int, str | None]:

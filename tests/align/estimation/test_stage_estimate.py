@@ -6,7 +6,7 @@ import pytest
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost, estimate_disk_use
-from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, Device
+from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, HOST_BYTES, Device
 from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
@@ -39,6 +39,7 @@ RL: dict[str, Any] = {
     "sampling": {"temperature": 1.0, "max_tokens": 512},
 }
 CARD = Device(24 * GB)
+HEAD = {"kind": "head", "learning_rate": 1e-5}
 
 
 def sft(**given: Any) -> Sft:
@@ -56,6 +57,10 @@ def grpo(**given: Any) -> Grpo:
 def evaluate(**given: Any) -> Evaluate:
     named = {key: COMMON[key] for key in ("name", "from_model", "from_data")}
     return Evaluate(kind="evaluate", **{**named, "completions_per_prompt": 1, "sampling": {"max_tokens": 64}, **given})
+
+
+def ppo(**given: Any) -> Ppo:
+    return Ppo(kind="ppo", **{**RL, "critic": {"kind": "separate", "learning_rate": 1e-5}, **given})
 
 
 def estimate(settings: Any, size: str = "0.6B", device: Device | None = CARD, **runtime: Any) -> StageEstimate:
@@ -121,9 +126,8 @@ def test_the_engines_copy_of_the_weights_and_the_reference_count() -> None:
 
 
 def test_a_critic_counts_with_its_gradients_and_activations() -> None:
-    critic = {"kind": "separate", "learning_rate": 1e-5}
-    separate = estimate(Ppo(kind="ppo", **RL, critic=critic), device=None, gradient_checkpointing=False)
-    head = estimate(Ppo(kind="ppo", **RL, critic={**critic, "kind": "head"}), device=None, gradient_checkpointing=False)
+    separate = estimate(ppo(), device=None, gradient_checkpointing=False)
+    head = estimate(ppo(critic=HEAD), device=None, gradient_checkpointing=False)
     shape = read_model_shape(build_qwen3_config("0.6B"))
     assert get_parts(separate, "update")["critic"] > 8.0 * (shape.n_parameters - 1)
     assert get_parts(head, "update")["critic"] < 1e5
@@ -175,6 +179,25 @@ def test_a_micro_batch_is_bounded_by_rows_tokens_and_what_a_step_has() -> None:
     assert count_tokens(grpo(prompts_per_step=1), micro_batch=64) == 512 + 8 * 512
 
 
+def test_on_a_cpu_frozen_weights_as_their_files_have_them_are_pages_of_these() -> None:
+    """0.6B: 440,401,920 parameters of linear layers, 596,049,920 in all; a half and 1/64 + 1/4096 bytes in nf4."""
+
+    def count_weights(settings: Any, **loaded: Any) -> float:
+        found = estimate_stage(settings, Runtime(), build_qwen3_config("0.6B"), is_on_gpu=False, **loaded)
+        assert found is not None
+        assert get_parts(found, "load")["overhead"] == HOST_BYTES
+        return get_parts(found, "load").get("weights", 0.0)
+
+    asked: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "sampling": RL["sampling"]}
+    drawn = Evaluate(kind="evaluate", completions_per_prompt=1, **asked)
+    assert count_weights(sft(lora=LORA)) == count_weights(drawn) == 0
+    assert count_weights(sft(lora=LORA), merges_adapters=True) == 2 * 440_401_920
+    assert count_weights(drawn, merges_adapters=True) == 2 * 440_401_920
+    assert count_weights(sft(lora={**LORA, "base_weights": "nf4"})) == 440_401_920 * (0.5 + 1 / 64 + 1 / 4096)
+    assert count_weights(sft(lora={**LORA, "base_weights": "fp32"})) == 4 * 596_049_920
+    assert count_weights(sft()) == 4 * 596_049_920
+
+
 def test_overhead_is_stated_and_verdicts_have_their_bounds() -> None:
     parts = get_parts(estimate(sft(lora=LORA)), "load")
     tensors = sum(n_bytes for name, n_bytes in parts.items() if name != "overhead")
@@ -191,7 +214,32 @@ def test_checkpointing_by_auto_is_on_above_half_of_the_memory() -> None:
     for said in (True, False):
         asked = Runtime(gradient_checkpointing=said)
         assert choose_checkpointing(sft(), asked, config, 1) is said
-    assert choose_checkpointing(sft(), Runtime(), {"model_type": "gemma"}, 10**15)
+    unknown = {"model_type": "gemma"}
+    assert choose_checkpointing(sft(), Runtime(), unknown, 10**15)
+    assert choose_checkpointing(ppo(), Runtime(), config, 1)
+    assert choose_checkpointing(ppo(lora=LORA, critic=HEAD), Runtime(), config, 1)
+
+
+def test_activations_under_two_adapters_are_never_computed_again() -> None:
+    """PPO's critic is an adapter on the policy's trunk: a pass computed again would be under the wrong one."""
+    settings, config = ppo(lora=LORA), build_qwen3_config("0.6B")
+    assert not choose_checkpointing(settings, Runtime(), config, 1)
+    assert not choose_checkpointing(settings, Runtime(), {"model_type": "gemma"}, 1)
+    assert estimate(settings, device=Device(1)).checkpointing is False
+    assert estimate(settings).judge(CARD) == "does not fit"
+    fit = find_fit(settings, Runtime(), config, CARD)
+    assert fit is not None
+    settings.check_runtime(Runtime(**fit.runtime))
+    assert list(fit.runtime) == ["micro_batch"]
+
+
+def test_settings_that_fit_name_every_change() -> None:
+    engine = {"kind": "vllm", "gpu_memory_utilization": 0.4}
+    fit = find_fit(grpo(engine=engine), Runtime(), build_qwen3_config("1.7B"), CARD)
+    assert fit is not None
+    assert fit.stage == {"engine": {"enable_sleep_mode": True}, "optimizer": "adamw_8bit"}
+    again = grpo(engine={**engine, **fit.stage["engine"]}, optimizer=fit.stage["optimizer"])
+    assert estimate(again, "1.7B", **fit.runtime).peak == fit.estimate.peak
 
 
 @pytest.mark.parametrize("size", ["8B", "14B"])
@@ -250,9 +298,9 @@ def test_operations_and_disk() -> None:
         flops = count_flops_per_token(shape, length=0, is_trained=is_trained, has_frozen_base=is_frozen)
         assert flops == times * linear
     found = estimate(sft())
-    cost = estimate_cost(sft(), found, choose_speed(CARD.n_bytes), n_devices=1, n_rows=32, prompt_tokens=0)
+    cost = estimate_cost(found, choose_speed(CARD.n_bytes), n_devices=1, n_rows=32, prompt_tokens=0)
     assert cost.trained_tokens == 2 * 16 * 1024
-    twice = estimate_cost(sft(), found, choose_speed(CARD.n_bytes), n_devices=2, n_rows=32, prompt_tokens=0)
+    twice = estimate_cost(found, choose_speed(CARD.n_bytes), n_devices=2, n_rows=32, prompt_tokens=0)
     assert twice.seconds == cost.seconds / 2
     for rate, n_bytes in ((1e-5, 2), (1e-6, 4)):  # a model that is trained at a low rate is handed on in fp32
         settings = sft(learning_rate=rate)

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from qwen_align.align.generation import fused_decoding
-from qwen_align.align.generation.batched_decoding import ColumnCache
+from qwen_align.align.generation.column_cache import ColumnCache
 from qwen_align.align.generation.fused_decoding import build_decoding_step, can_be_fused
 
 SIZES = {

@@ -48,6 +48,13 @@ def test_the_gradient_of_a_shared_prompt_is_the_same_every_time(tiny_model: Path
         assert all(torch.equal(one, other) for one, other in zip(first, compute_gradients(), strict=True))
 
 
+def test_large_blocks_are_mapped_on_a_cpu(monkeypatch: pytest.MonkeyPatch, prepared: None) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(worker, "map_large_blocks", lambda: asked.append(True))
+    prepare_torch(Runtime(device="cpu"))
+    assert asked
+
+
 @pytest.mark.parametrize(("free_bytes", "says_so"), [(3 << 20, True), (1 << 30, False)])
 def test_a_full_disk_is_named_whatever_the_library_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, says_so: bool

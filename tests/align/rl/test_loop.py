@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from qwen_align.align.context import MEASURED, Context
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.models.packed_attention import SDPA
+from qwen_align.align.models.weight_precision import resolve_precision
 from qwen_align.align.rl.algorithm import Algorithm, build_ppo
 from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rl.trainer import OnlineTrainer
@@ -313,12 +314,13 @@ def test_a_process_that_has_nothing_to_train_adds_up_the_same_figures(
 
 
 def test_new_adapters_are_drawn_with_the_stages_seed(tiny_model: Path, tmp_path: Path) -> None:
-    spec = TypeAdapter[Any](AnyStage).validate_python({**PPO, "lora": {"rank": 2, "alpha": 4}})
+    settings = TypeAdapter[Any](AnyStage).validate_python({**PPO, "lora": {"rank": 2, "alpha": 4}})
+    spec = resolve_precision(settings, "fp32")
     drawn = []
     for seed in (0, 0, 1):
         torch.rand(seed + 3)  # what was drawn before does not matter
         context = Context(tmp_path, seed, Runtime.model_validate(RUNTIME))
-        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context.seed, SDPA)
+        actor = online_rl._build_actor(build_ppo(spec), tiny_model, {}, context, SDPA)
         drawn.append({name: weight for name, weight in actor.named_parameters() if "lora_A" in name})
     first, again, other = drawn
     assert {".value." in name for name in first} == {True, False}

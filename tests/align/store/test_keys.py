@@ -228,12 +228,19 @@ def test_what_changes_the_key_of_its_stage_alone(
 def test_the_micro_batch_is_in_the_key_where_the_loss_depends_on_it(
     quickstart: dict[str, Any], keys: Callable[[dict[str, Any]], dict[str, str]]
 ) -> None:
-    """TRL's next-token term beside DPO is a mean over a forward pass: 16 rows of 32 are another loss, 64 are not."""
-    before = keys(quickstart)
-    after = {size: keys({**quickstart, "runtime": {"micro_batch": size}}) for size in (16, 64)}
-    assert after[64] == before
-    changed = {name for name in before if before[name] != after[16][name]}
-    assert changed == dependents(quickstart, {"dpo"})
+    """TRL's entropy in GRPO is a mean over a forward pass: 16 rows are another loss. Of our own losses none is."""
+
+    def with_micro_batch(recipe: dict[str, Any], size: int) -> dict[str, str]:
+        return keys({**recipe, "runtime": {"micro_batch": size}})
+
+    assert with_micro_batch(quickstart, 16) == keys(quickstart)
+    by_trl = copy.deepcopy(quickstart)
+    grpo = next(stage for stage in by_trl["stages"] if stage.get("kind") == "grpo")
+    for setting in ("kl", "prompt_sampler"):
+        grpo.pop(setting, None)
+    grpo |= {"trainer": "trl", "entropy": {"coefficient": 0.01}}
+    before, after = with_micro_batch(by_trl, 64), with_micro_batch(by_trl, 16)
+    assert {name for name in before if before[name] != after[name]} == dependents(by_trl, {grpo["name"]})
 
 
 def test_a_new_code_version_changes_the_keys_of_its_kind_and_what_follows(
