@@ -237,7 +237,7 @@ def test_settings_that_fit_name_every_change() -> None:
     engine = {"kind": "vllm", "gpu_memory_utilization": 0.4}
     fit = find_fit(grpo(engine=engine), Runtime(), build_qwen3_config("1.7B"), CARD)
     assert fit is not None
-    assert fit.stage == {"engine": {"enable_sleep_mode": True}, "optimizer": "adamw_8bit"}
+    assert fit.stage == {"engine": {**engine, "enable_sleep_mode": True}, "optimizer": "adamw_8bit"}
     again = grpo(engine={**engine, **fit.stage["engine"]}, optimizer=fit.stage["optimizer"])
     assert estimate(again, "1.7B", **fit.runtime).peak == fit.estimate.peak
 
