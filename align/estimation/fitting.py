@@ -14,6 +14,8 @@ _LEAST_PREFILL_TOKENS = 512  # our choice: a pass over fewer leaves a GPU idle
 class Fit(NamedTuple):
     """Settings with which a stage fits. `runtime` and `stage` are what has to be changed, as recipes have it.
 
+    Of a setting with settings of its own, such as lora, `stage` has all that are not at their default.
+
     What is in `stage` is in the stage's key: with it another model is trained.
     """
 
@@ -49,15 +51,18 @@ def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yields the settings as they are, then with a smaller base or smaller moments, each with what was changed."""
     yield settings, {}
     workload = settings.get_workload()
-    if workload is None or workload.training is None:
+    if workload is None:
+        return
+    if workload.training is None:
+        if workload.precision != "bf16":
+            yield settings.model_copy(update={"precision": "bf16"}), {"precision": "bf16"}
         return
     changes: dict[str, Any] = {}
     vllm = workload.rows.vllm if isinstance(workload.rows, DrawnRows) else None
     if vllm and vllm.of_device and not vllm.sleeps:
-        settings = settings.model_copy(
-            update={"engine": settings.engine.model_copy(update={"enable_sleep_mode": True})}
-        )
-        changes = {"engine": {"enable_sleep_mode": True}}
+        asleep = settings.engine.model_copy(update={"enable_sleep_mode": True})
+        settings = settings.model_copy(update={"engine": asleep})
+        changes = {"engine": asleep.model_dump(exclude_defaults=True)}
         yield settings, changes
     lora = workload.training.lora
     if lora is None:
@@ -67,13 +72,16 @@ def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         return
     precision = {"precision": "bf16"} if workload.precision == "fp32" else {}
     for held in {"auto": ("bf16", "nf4"), "fp32": ("bf16", "nf4"), "bf16": ("nf4",), "nf4": ()}[lora.base_weights]:
-        update = {"lora": lora.model_copy(update={"base_weights": held}), **precision}
-        yield settings.model_copy(update=update), {**changes, "lora": {"base_weights": held}, **precision}
+        smaller_base = lora.model_copy(update={"base_weights": held})
+        said = {"lora": smaller_base.model_dump(exclude_defaults=True), **precision}
+        yield settings.model_copy(update={"lora": smaller_base, **precision}), {**changes, **said}
 
 
 def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the changes of the runtime with one more, of what makes the worst phase smaller. None: none is left."""
     phase = estimate.peak
+    if phase.name == "draw" and runtime.kv_cache_gib is not None:  # without it, what is free
+        return {**turned, "kv_cache_gib": None}
     if phase.name == "draw" and phase.parts.get("logits") and runtime.generation_batch > 1:
         return {**turned, "generation_batch": runtime.generation_batch // 2}
     if phase.name == "draw" and phase.parts.get("activations") and runtime.prefill_tokens > _LEAST_PREFILL_TOKENS:
@@ -83,6 +91,10 @@ def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]
     training = estimate.workload.training
     if phase.name == "update" and training and training.can_checkpoint and not estimate.checkpointing:
         return {**turned, "gradient_checkpointing": True}
+    if runtime.micro_batch_tokens is not None:  # then micro_batch says nothing
+        assert estimate.micro_batch is not None
+        halved = estimate.micro_batch.n_tokens // 2
+        return {**turned, "micro_batch_tokens": halved} if (estimate.rows_in_pass or 1) > 1 else None
     if runtime.micro_batch > 1:
         rows = min(runtime.micro_batch, estimate.rows_in_pass or runtime.micro_batch) // 2
         return {**turned, "micro_batch": max(1, rows)}

@@ -44,7 +44,7 @@ class StageEstimate(NamedTuple):
 
     checkpointing: whether gradients are checkpointed, None where the stage trains nothing. micro_batch, rows_in_pass:
     of a training pass, in rows as long as may be. rows_at_once: completions whose keys and values fit side by side.
-    notes: what is assumed, or not counted.
+    notes: what is assumed, or not counted. n_trained: trained parameters, those of a critic among them.
     """
 
     workload: Workload
@@ -56,6 +56,7 @@ class StageEstimate(NamedTuple):
     rows_in_pass: int | None
     rows_at_once: int | None
     notes: list[str]
+    n_trained: int = 0
 
     @property
     def peak(self) -> Phase:
@@ -183,6 +184,7 @@ class _Training:
             max(1, work.batch.n_tokens // self._get_longest_row()),
             rows_at_once,
             self._list_notes(),
+            self._count_trained(),
         )
 
     def _list_notes(self) -> list[str]:
@@ -242,9 +244,9 @@ class _Training:
             total = scored + ceil(share / self.rows.completions_per_prompt) * self.prompt_tokens
             picks_queries = self.rows.max_tokens >= self.prompt_tokens
         budget = min(runtime.micro_batch, share) * longest
-        if runtime.micro_batch_tokens is not None:
-            budget = max(longest, min(budget, runtime.micro_batch_tokens))
-        if not self.is_on_gpu:
+        if runtime.micro_batch_tokens is not None:  # in the place of both other limits: get_pass_limits
+            budget = max(longest, runtime.micro_batch_tokens)
+        elif not self.is_on_gpu:
             budget = max(longest, min(budget, CPU_TOKENS))
         n_tokens = min(budget, total)
         n_attended = max(n_tokens, round(n_tokens * share * longest / total))

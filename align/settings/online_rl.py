@@ -130,9 +130,7 @@ class Entropy(Strict):
 class DynamicSampling(Strict):
     """Dynamic sampling, which replaces groups with all-equal rewards by groups of the next prompts.
 
-    DAPO, arXiv:2503.14476, section 3.2.
-
-    See section 3.2 there.
+    Source: DAPO, arXiv:2503.14476, section 3.2.
 
     At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """

@@ -14,8 +14,6 @@ class Sft(StageSettings, Optimizer, CanBeEmpty):
     """Settings of an SFT stage, which trains a model on conversations with a next-token loss on the assistant's turns.
 
     The loss is a mean over a batch's tokens.
-
-    The loss is a mean over a batch's tokens.
     """
 
     kind: Literal["sft"]

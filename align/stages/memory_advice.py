@@ -29,7 +29,7 @@ class Advice(NamedTuple):
 def word_advice(settings: Any, runtime: Runtime, phase: Phase) -> str:
     """Says which setting to turn when a stage ran out of memory in a phase, without a full stop."""
     advice = advise(settings, runtime, phase)
-    return advice.format() if advice else "No setting is left to turn: take a smaller model or more memory"
+    return advice.format() if advice else "No setting is left to change: take a smaller model or more memory"
 
 
 def advise(settings: Any, runtime: Runtime, phase: Phase) -> Advice | None:

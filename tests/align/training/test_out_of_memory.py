@@ -259,7 +259,7 @@ def test_sft_goes_on_from_the_last_completed_step(
     with monkeypatch.context() as patch:
         Lack(patch, BACKWARD, out, steps=2, n=2)
         message = run_out("sft", inputs, out)
-    assert "out of memory in the update phase of step 3 of a sft stage" in message
+    assert "out of memory in the update phase of step 3 of an sft stage" in message
     assert 20 < int(message.partition("longest row ")[2].split()[0]) < 200
     assert "Set runtime.micro_batch: 1 (now 2). Step 2 is saved: `run` goes on from it" in message
     assert "CUDA out of memory" in message
@@ -314,7 +314,7 @@ def test_before_the_first_step_nothing_is_saved(
 ) -> None:
     Lack(monkeypatch, place, tmp_path)
     message = run_out("sft", inputs, tmp_path)
-    assert f"the {phase} of a sft stage" in message
+    assert f"the {phase} of an sft stage" in message
     assert kept in message
     assert not find_checkpoints(tmp_path)
 
