@@ -1,7 +1,6 @@
 """Implements `qwen-align check --gpu`: what a recipe's stages need on GPUs, whether they fit, and what to turn."""
 
 from collections.abc import Iterator, Mapping
-from math import ceil
 from typing import Any, NamedTuple
 
 import yaml
@@ -30,12 +29,9 @@ from qwen_align.align.estimation.units import GB, format_card, format_gib, parse
 from qwen_align.align.pipeline.model_configs import find_config, name_model
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import DataRef, find_references
-from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
 from qwen_align.align.settings.workload import DrawnRows, ReadRows
-from qwen_align.data_builders.arithmetic import Arithmetic
-from qwen_align.data_builders.question_split import Split
 
 _UNIT_ROWS = 1000  # time is said for so many rows where their number is not known
 
@@ -148,10 +144,9 @@ def _describe_stage(plan: Plan, stage: _Stage, question: DeviceQuestion) -> tupl
         *(f"    note: {note}" for note in estimate.notes),
     ]
     if runtime.processes != device.n_devices:
-        batch = getattr(settings, "batch", None)
         lines.append(
-            f"    note: batch: {batch} does not divide by {device.n_devices} GPUs; estimated for "
-            f"runtime.processes: {runtime.processes}"
+            f"    note: batch: {estimate.workload.rows.per_step} does not divide by {device.n_devices} GPUs; estimated "
+            f"for runtime.processes: {runtime.processes}"
         )
     if verdict != "fits":
         fit = find_fit(settings, runtime, config, device, prompt_tokens=question.prompt_tokens)
@@ -242,18 +237,11 @@ def _count_rows(plan: Plan, stage: PlannedStage) -> int | None:
 
 
 def _count_most_rows(makers: Mapping[str, PlannedStage], name: str) -> int | None:
-    """Returns the most rows that a stage can make, of a split its share of them; None where that is not known."""
-    settings = makers[name].settings if name in makers else None
-    if not isinstance(settings, BuildData):
+    """Returns the most rows that a stage can make; None where that is not known."""
+    if name not in makers:
         return None
-    found, builder = settings.get_expected_rows(), settings.builder
-    if isinstance(builder, Arithmetic):
-        found = builder.n
-    if isinstance(builder, Split):
-        whole = _count_most_rows(makers, makers[name].targets[str(builder.from_data)])
-        found = whole and ceil(whole * builder.shares[builder.part] / sum(builder.shares.values()))
-    counts = [count for count in (found, settings.limit) if count is not None]
-    return min(counts, default=None)
+    maker = makers[name]
+    return maker.settings.count_most_rows(lambda ref: _count_most_rows(makers, maker.targets[ref]))
 
 
 def _describe_cost(cost: Cost, disk: DiskUse, *, for_each: int | None) -> str:
