@@ -118,8 +118,13 @@ def _make_plan_of_last_run(parsed: argparse.Namespace, console: "Console") -> "P
 
 def _check_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     """Prints what a run of a recipe would do and returns the exit code."""
-    if parsed.gpu or parsed.gpus:
+    if parsed.gpu is not None or parsed.gpus is not None:
         return _check_device(parsed, console)
+    for option in ("prompt_tokens", "tflops", "price"):
+        if getattr(parsed, option) is not None:
+            from qwen_align.align.errors import RecipeError
+
+            raise RecipeError(f"--{option.replace('_', '-')}: goes with --gpu or --gpus, which say the card")
     from qwen_align.align.commands import check
 
     plan = _make_plan(parsed)
@@ -357,6 +362,24 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     return 0
 
 
+def _parse_count(text: str) -> int:
+    """Parses a whole number above 0. Raises ArgumentTypeError for anything else."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}': a whole number above 0 is needed")
+    return int(text)
+
+
+def _parse_amount(text: str) -> float:
+    """Parses a number above 0. Raises ArgumentTypeError for anything else, infinity and NaN too."""
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}': a number above 0 is needed")
+    return amount
+
+
 def _build_parser() -> argparse.ArgumentParser:
     """Builds the argument parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -376,11 +399,15 @@ def _build_parser() -> argparse.ArgumentParser:
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )
     check.add_argument("--no-code", action="store_true", help="do not run the recipe's own Python files to try them")
-    check.add_argument("--gpu", metavar="SIZE", help="instead: do the stages fit one GPU, such as 24GB or 24GiB")
+    check.add_argument("--gpu", metavar="SIZE", help="estimate memory, time and disk on one GPU, such as 24GB")
     check.add_argument("--gpus", metavar="NxSIZE", help="the same for several GPUs of one machine, such as 8x80GB")
-    check.add_argument("--prompt-tokens", type=int, metavar="N", help="with --gpu: tokens of the longest prompt")
-    check.add_argument("--tflops", type=float, metavar="X", help="with --gpu: the card's dense bf16 peak, in 1e12")
-    check.add_argument("--price", type=float, metavar="X", help="with --gpu: what a GPU costs an hour")
+    check.add_argument(
+        "--prompt-tokens", type=_parse_count, metavar="N", help="with --gpu: tokens of the longest prompt"
+    )
+    check.add_argument(
+        "--tflops", type=_parse_amount, metavar="X", help="with --gpu: the card's dense bf16 peak in TFLOP/s"
+    )
+    check.add_argument("--price", type=_parse_amount, metavar="X", help="with --gpu: price of a GPU for an hour")
     show = _add_command(commands, "show", _show_rows, "tokens and loss mask of a stage's rows", recipe=True)
     show.add_argument("stage", help="a data stage, or a stage that trains on data")
     show.add_argument("--rows", type=int, default=3, help="how many rows (default 3)")

@@ -138,6 +138,11 @@ def refuse_unused_rewards(rewards: Sequence[Reward], kinds: Collection[str]) -> 
             raise RecipeError(f"rewards: '{kind}' is listed twice; questions name a kind, so the second judges nothing")
 
 
+def needs_scorer(rewards: Sequence[Reward]) -> bool:
+    """Returns whether one of the rewards is a reward model's score."""
+    return any(isinstance(reward, Learned) for reward in rewards)
+
+
 def check_rewards(rewards: Sequence[Reward]) -> None:
     """Raises RecipeError if one of the rewards cannot judge on this machine."""
     for reward in rewards:

@@ -4,15 +4,16 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from qwen_align.align.estimation.device import Device
 from qwen_align.align.estimation.fitting import find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.stage_estimate import StageEstimate
 from qwen_align.align.estimation.units import GB, format_gib
 from qwen_align.align.reporting.markdown import format_markdown_table
-from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.sft import Sft
 
 BEGIN, END = "<!-- made by `make generated` -->", "<!-- end -->"
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -21,23 +22,36 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "QLoRA": {"rank": 16, "alpha": 32, "base_weights": "nf4"},
 }
 _COMMON: dict[str, Any] = {"name": "stage", "from_model": "base", "from_data": ["rows"], "learning_rate": 1e-5}
+_SFT = {**_COMMON, "kind": "sft", "max_tokens": 512, "batch": 16, "epochs": 1}
+_GRPO = {
+    **_COMMON,
+    "kind": "grpo",
+    "steps": 100,
+    "prompts_per_step": 32,
+    "completions_per_prompt": 8,
+    "sampling": {"temperature": 1.0, "max_tokens": 512},
+    "rewards": [{"kind": "math_answer"}],
+}
 
 
 class Question(NamedTuple):
-    """A table of docs/scaling.md: the card, its sizes of Qwen3, and the stage."""
+    """A table of docs/scaling.md: the card, its sizes of Qwen3, the stage, and what is as long as it may be."""
 
     title: str
     device: Device
     sizes: tuple[str, ...]
-    kind: str
+    stage: dict[str, Any]
+    what: str
 
 
 QUESTIONS = (
-    Question("GRPO on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), "grpo"),
-    Question("GRPO on 8 GPUs of 80 GB (74.5 GiB each)", Device(80 * GB, 8), ("8B", "14B", "32B"), "grpo"),
-    Question("SFT on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), "sft"),
-    Question("SFT on one GPU of 48 GB (44.7 GiB)", Device(48 * GB), ("1.7B", "4B", "8B", "14B", "32B"), "sft"),
-    Question("SFT on one GPU of 80 GB (74.5 GiB)", Device(80 * GB), ("1.7B", "4B", "8B", "14B", "32B"), "sft"),
+    Question(
+        "GRPO on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), _GRPO, "completion"
+    ),
+    Question("GRPO on 8 GPUs of 80 GB (74.5 GiB each)", Device(80 * GB, 8), ("8B", "14B", "32B"), _GRPO, "completion"),
+    Question("SFT on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), _SFT, "row"),
+    Question("SFT on one GPU of 48 GB (44.7 GiB)", Device(48 * GB), ("1.7B", "4B", "8B", "14B", "32B"), _SFT, "row"),
+    Question("SFT on one GPU of 80 GB (74.5 GiB)", Device(80 * GB), ("1.7B", "4B", "8B", "14B", "32B"), _SFT, "row"),
 )
 
 
@@ -48,33 +62,18 @@ def render_scaling_tables() -> str:
 
 def _render_table(question: Question) -> str:
     """Renders one table: a line for each size and each way of training it."""
-    what = "completion" if question.kind == "grpo" else "row"
-    headings = ["Qwen3", "method", f"longest {what} that fits, tokens", "largest phase, GiB", "most of it"]
+    headings = ["Qwen3", "method", f"longest {question.what} that fits, tokens", "largest phase, GiB", "most of it"]
     runtime = Runtime(
         micro_batch=1, gradient_checkpointing=True, prefill_tokens=4096, processes=question.device.n_devices
     )
+    parse = TypeAdapter[Any](AnyStage).validate_python
     rows = []
     for size in question.sizes:
         for method, lora in METHODS.items():
-            settings, config = _build_settings(question, lora), build_qwen3_config(size)
+            settings, config = parse({**question.stage, "lora": lora}), build_qwen3_config(size)
             tokens, estimate = find_most_tokens(settings, runtime, config, question.device)
             rows.append([size, method, f"{tokens:,}" if tokens else "none", *_describe(estimate)])
     return f"**{question.title}**\n\n{format_markdown_table(headings, rows)}\n"
-
-
-def _build_settings(question: Question, lora: dict[str, Any] | None) -> Any:
-    if question.kind == "sft":
-        return Sft.model_validate({**_COMMON, "kind": "sft", "max_tokens": 512, "batch": 16, "epochs": 1, "lora": lora})
-    of_grpo = {
-        "kind": "grpo",
-        "steps": 100,
-        "prompts_per_step": 32,
-        "completions_per_prompt": 8,
-        "sampling": {"temperature": 1.0, "max_tokens": 512},
-        "rewards": [{"kind": "math_answer"}],
-        "lora": lora,
-    }
-    return Grpo.model_validate({**_COMMON, **of_grpo})
 
 
 def _describe(estimate: StageEstimate) -> tuple[str, str]:

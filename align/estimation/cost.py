@@ -6,20 +6,17 @@ They are bounds: rows are taken as long as they may be, completions as long as t
 from typing import Any, NamedTuple
 
 from qwen_align.align.estimation.model_shape import ModelShape
-from qwen_align.align.estimation.numerics import TrainedModel
+from qwen_align.align.estimation.numerics import count_optimizer_bytes
 from qwen_align.align.estimation.sampling_memory import count_cache_bytes
 from qwen_align.align.estimation.stage_estimate import StageEstimate
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.rollout import Rollout
-from qwen_align.align.settings.sft import Sft
+from qwen_align.align.models.weight_precision import Precision, resolve_precision
 from qwen_align.align.settings.training import count_optimizer_steps
+from qwen_align.align.settings.workload import DrawnRows, Workload
 
 # Of the GPU's peak: what training reaches (Megatron-LM and PaLM report 0.4 to 0.6 on many GPUs; one small one with
 # transformers less), what reading prompts reaches, and of the bandwidth what decoding reaches. Our choice.
 TRAINING_SHARE, DECODING_SHARE = 0.35, 0.5
+_BF16_BYTES = 2
 _TOKENIZER_BYTES = 11_000_000  # each adapter folder has a copy
 
 
@@ -43,8 +40,17 @@ SPEEDS = (
 )
 
 
+class Tokens(NamedTuple):
+    """Tokens of a stage at most: of a row, and of all that is drawn, trained on, and scored without gradients."""
+
+    of_row: int
+    drawn: float
+    trained: float
+    scored: float
+
+
 class Cost(NamedTuple):
-    """What a stage takes at most: tokens trained and drawn, operations, seconds, bytes on disk.
+    """What a stage takes at most: tokens trained and drawn, operations, seconds.
 
     seconds are those of all devices together, over their number.
     """
@@ -53,8 +59,13 @@ class Cost(NamedTuple):
     drawn_tokens: float
     flops: float
     seconds: float
-    store_bytes: float
-    checkpoint_bytes: float
+
+
+class DiskUse(NamedTuple):
+    """Bytes of the model that a stage leaves in the store, and of one of its checkpoints."""
+
+    stored: float
+    checkpoint: float
 
 
 def choose_speed(device_bytes: int) -> Speed:
@@ -75,38 +86,27 @@ def count_flops_per_token(shape: ModelShape, *, length: int, is_trained: bool, h
     return weights + attention * (3 if is_trained else 1)
 
 
-def estimate_cost(
-    settings: Any,
-    estimate: StageEstimate,
-    speed: Speed,
-    *,
-    n_devices: int,
-    n_rows: int | None,
-    prompt_tokens: int,
-) -> Cost | None:
-    """Estimates the cost of a stage. Returns None where the number of its rows is not known."""
+def count_tokens(workload: Workload, n_rows: int, prompt_tokens: int) -> Tokens:
+    """Counts the tokens of a stage that reads so many rows.
+
+    Of a stage that draws, rows are prompts.
+    """
+    rows, training, drawn = workload.rows, workload.training, 0
+    if isinstance(rows, DrawnRows):
+        n_prompts = rows.steps * rows.prompts_per_step or n_rows
+        length, n_texts = prompt_tokens + rows.max_tokens, n_prompts * rows.completions_per_prompt
+        drawn = n_texts * rows.max_tokens
+    else:
+        length = rows.max_tokens
+        n_texts = count_optimizer_steps(n_rows, rows.epochs, rows.per_step) * rows.per_step * rows.sides
+    trained, scored = (training.passes, training.scoring_passes) if training else (0, 0)
+    return Tokens(length, float(drawn), float(n_texts * length * trained), float(n_texts * length * scored))
+
+
+def estimate_cost(estimate: StageEstimate, speed: Speed, *, n_devices: int, n_rows: int, prompt_tokens: int) -> Cost:
+    """Estimates the cost of a stage that reads `n_rows` rows on `n_devices` GPUs."""
     shape, model = estimate.shape, estimate.model
-    drawn = trained = scored = 0.0
-    length = 0
-    if isinstance(settings, Sft | Dpo | RewardModel):
-        if n_rows is None:
-            return None
-        steps = count_optimizer_steps(n_rows, settings.epochs, settings.batch)
-        length = settings.max_tokens
-        trained = float(steps * settings.batch * length * (1 if isinstance(settings, Sft) else 2))
-        scored = trained if isinstance(settings, Dpo) else 0.0
-    elif isinstance(settings, OnlineRl):
-        completions = settings.steps * settings.prompts_per_step * settings.completions_per_prompt
-        length = prompt_tokens + settings.sampling.max_tokens
-        drawn = float(completions * settings.sampling.max_tokens)
-        trained = float(completions * length * settings.updates.epochs)
-        scored = float(completions * length * ((settings.kl is not None) + (settings.updates.count > 1)))
-    elif isinstance(settings, Evaluate | Rollout):
-        if n_rows is None:
-            return None
-        switches = len(settings.thinking_switches) if isinstance(settings, Evaluate) else 1
-        length = prompt_tokens + settings.sampling.max_tokens
-        drawn = float(n_rows * switches * settings.completions_per_prompt * settings.sampling.max_tokens)
+    length, drawn, trained, scored = count_tokens(estimate.workload, n_rows, prompt_tokens)
     has_frozen_base = model is not None and model.lora is not None
     of_training = count_flops_per_token(shape, length=length, is_trained=True, has_frozen_base=has_frozen_base)
     of_scoring = count_flops_per_token(shape, length=length, is_trained=False, has_frozen_base=has_frozen_base)
@@ -117,14 +117,17 @@ def estimate_cost(
         at_once = max(1, estimate.rows_at_once or 1)
         cached = count_cache_bytes(shape, 2) * length / 2
         seconds += drawn * (2.0 * shape.n_parameters / at_once + cached) / (speed.bandwidth * DECODING_SHARE)
-    return Cost(trained, drawn, flops, seconds / n_devices, *_count_disk(settings, model))
+    return Cost(trained, drawn, flops, seconds / n_devices)
 
 
-def _count_disk(settings: Any, model: TrainedModel | None) -> tuple[float, float]:
-    """Counts the bytes that a stage leaves in the store, and of a checkpoint: trained weights and moments in fp32."""
+def estimate_disk_use(settings: Any, estimate: StageEstimate) -> DiskUse:
+    """Estimates what a stage writes: its model, and in a checkpoint the trained weights in fp32 and their moments."""
+    model, n_trained = estimate.model, estimate.n_trained
     if model is None:
-        return 0.0, 0.0
+        return DiskUse(0.0, 0.0)
+    checkpoint = 4.0 * n_trained + count_optimizer_bytes(settings.optimizer.removeprefix("paged_"), n_trained)
     if model.lora is not None:
-        return 4.0 * model.trained + _TOKENIZER_BYTES, 12.0 * model.trained
-    saves_bf16 = settings.save_weights == "bf16" or (settings.save_weights == "auto" and model.autocast)
-    return (2.0 if saves_bf16 else 4.0) * model.shape.n_parameters, 12.0 * model.trained
+        return DiskUse(4.0 * model.trained + _TOKENIZER_BYTES, checkpoint)
+    stored: Precision = "bf16" if model.shape.stored_bytes == _BF16_BYTES else "fp32"
+    saved = resolve_precision(settings, stored).save_weights
+    return DiskUse((2.0 if saved == "bf16" else 4.0) * model.shape.n_parameters, checkpoint)

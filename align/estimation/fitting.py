@@ -5,15 +5,16 @@ from typing import Any, NamedTuple
 
 from qwen_align.align.estimation.device import Device
 from qwen_align.align.estimation.stage_estimate import StageEstimate, estimate_stage
-from qwen_align.align.settings.online_rl import OnlineRl, Vllm
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.training import Lora, Optimizer
+from qwen_align.align.settings.workload import DrawnRows
 
 _LEAST_PREFILL_TOKENS = 512  # our choice: a pass over fewer leaves a GPU idle
 
 
 class Fit(NamedTuple):
     """Settings with which a stage fits. `runtime` and `stage` are what has to be changed, as recipes have it.
+
+    Of a setting with settings of its own, such as lora, `stage` has all that are not at their default.
 
     What is in `stage` is in the stage's key: with it another model is trained.
     """
@@ -49,34 +50,51 @@ def find_fit(
 def _list_stage_changes(settings: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yields the settings as they are, then with a smaller base or smaller moments, each with what was changed."""
     yield settings, {}
-    if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not settings.engine.enable_sleep_mode:
-        engine = settings.engine.model_copy(update={"enable_sleep_mode": True})
-        settings = settings.model_copy(update={"engine": engine})
-        yield settings, {"engine": {"enable_sleep_mode": True}}
-    if not isinstance(settings, Optimizer):
+    workload = settings.get_workload()
+    if workload is None:
         return
-    lora: Lora | None = getattr(settings, "lora", None)
+    if workload.training is None:
+        if workload.precision != "bf16":
+            yield settings.model_copy(update={"precision": "bf16"}), {"precision": "bf16"}
+        return
+    changes: dict[str, Any] = {}
+    vllm = workload.rows.vllm if isinstance(workload.rows, DrawnRows) else None
+    if vllm and vllm.of_device and not vllm.sleeps:
+        asleep = settings.engine.model_copy(update={"enable_sleep_mode": True})
+        settings = settings.model_copy(update={"engine": asleep})
+        changes = {"engine": asleep.model_dump(exclude_defaults=True)}
+        yield settings, changes
+    lora = workload.training.lora
     if lora is None:
-        if settings.optimizer == "adamw":
-            yield settings.model_copy(update={"optimizer": "adamw_8bit"}), {"optimizer": "adamw_8bit"}
+        if workload.training.optimizer == "adamw":
+            smaller = {"optimizer": "adamw_8bit"}
+            yield settings.model_copy(update=smaller), {**changes, **smaller}
         return
+    precision = {"precision": "bf16"} if workload.precision == "fp32" else {}
     for held in {"auto": ("bf16", "nf4"), "fp32": ("bf16", "nf4"), "bf16": ("nf4",), "nf4": ()}[lora.base_weights]:
-        changed = {"lora": lora.model_copy(update={"base_weights": held})}
-        precision = {"precision": "bf16"} if settings.precision == "fp32" else {}
-        yield settings.model_copy(update={**changed, **precision}), {"lora": {"base_weights": held}, **precision}
+        smaller_base = lora.model_copy(update={"base_weights": held})
+        said = {"lora": smaller_base.model_dump(exclude_defaults=True), **precision}
+        yield settings.model_copy(update={"lora": smaller_base, **precision}), {**changes, **said}
 
 
 def _turn_next(estimate: StageEstimate, runtime: Runtime, turned: dict[str, Any]) -> dict[str, Any] | None:
     """Returns the changes of the runtime with one more, of what makes the worst phase smaller. None: none is left."""
     phase = estimate.peak
+    if phase.name == "draw" and runtime.kv_cache_gib is not None:  # without it, what is free
+        return {**turned, "kv_cache_gib": None}
     if phase.name == "draw" and phase.parts.get("logits") and runtime.generation_batch > 1:
         return {**turned, "generation_batch": runtime.generation_batch // 2}
     if phase.name == "draw" and phase.parts.get("activations") and runtime.prefill_tokens > _LEAST_PREFILL_TOKENS:
         return {**turned, "prefill_tokens": runtime.prefill_tokens // 2}
     if phase.name not in ("score", "update"):
         return None
-    if phase.name == "update" and not estimate.checkpointing:
+    training = estimate.workload.training
+    if phase.name == "update" and training and training.can_checkpoint and not estimate.checkpointing:
         return {**turned, "gradient_checkpointing": True}
+    if runtime.micro_batch_tokens is not None:  # then micro_batch says nothing
+        assert estimate.micro_batch is not None
+        halved = estimate.micro_batch.n_tokens // 2
+        return {**turned, "micro_batch_tokens": halved} if (estimate.rows_in_pass or 1) > 1 else None
     if runtime.micro_batch > 1:
         rows = min(runtime.micro_batch, estimate.rows_in_pass or runtime.micro_batch) // 2
         return {**turned, "micro_batch": max(1, rows)}
@@ -105,6 +123,6 @@ def find_most_tokens(
 
 def _set_length(settings: Any, tokens: int) -> Any:
     """Returns the settings of a stage with another length of rows, or of completions."""
-    if isinstance(settings, OnlineRl):
+    if isinstance(settings.get_workload().rows, DrawnRows):
         return settings.model_copy(update={"sampling": settings.sampling.model_copy(update={"max_tokens": tokens})})
     return settings.model_copy(update={"max_tokens": tokens})

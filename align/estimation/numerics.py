@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from qwen_align.align.estimation.layer_tape import LayerNumerics
 from qwen_align.align.estimation.model_shape import ModelShape, count_adapter_parameters, list_adapter_ranks
-from qwen_align.align.settings.training import Lora, Optimizer
+from qwen_align.align.settings.training import Lora
 
 # Bytes of a weight in nf4 with double quantisation: 4 bits, one byte of scale for 64 weights and four for 256 of those
 # (QLoRA, arXiv:2305.14314, section 3). bitsandbytes adds a table of 16 numbers to each layer, which is nothing.
@@ -66,9 +66,14 @@ class TrainedModel(NamedTuple):
         )
 
 
-def hold_model(settings: Optimizer, lora: Lora | None, shape: ModelShape) -> TrainedModel:
-    """Returns how a stage holds the model that it trains; `auto` is what the model's files say."""
-    is_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and shape.stored_bytes == 2)
+def computes_in_bf16(precision: str, shape: ModelShape) -> bool:
+    """Returns whether a stage computes in bf16; `auto` is what the model's files say."""
+    return precision == "bf16" or (precision == "auto" and shape.stored_bytes == 2)
+
+
+def hold_model(precision: str, lora: Lora | None, shape: ModelShape) -> TrainedModel:
+    """Returns how a stage holds the model that it trains."""
+    is_bf16 = computes_in_bf16(precision, shape)
     if lora is None:
         return TrainedModel(shape, None, 4, 4, is_bf16, shape.n_parameters)
     held = lora.base_weights

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_overhead
 from qwen_align.align.estimation.model_shape import ModelShape, read_model_shape
-from qwen_align.align.estimation.numerics import TrainedModel, count_optimizer_bytes, hold_model
+from qwen_align.align.estimation.numerics import TrainedModel, computes_in_bf16, count_optimizer_bytes, hold_model
 from qwen_align.align.estimation.sampling_memory import Drawing, measure_drawing
 from qwen_align.align.estimation.training_memory import (
     MicroBatch,
@@ -16,14 +16,9 @@ from qwen_align.align.estimation.training_memory import (
     measure_scoring,
     measure_update,
 )
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl, Vllm
-from qwen_align.align.settings.ppo import Ppo
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
 ASSUMED_PROMPT_TOKENS = 512  # where the prompts are not known; our choice, twice a problem of GSM8K or MATH
@@ -50,9 +45,10 @@ class StageEstimate(NamedTuple):
 
     checkpointing: whether gradients are checkpointed, None where the stage trains nothing. micro_batch, rows_in_pass:
     of a training pass, in rows as long as may be. rows_at_once: completions whose keys and values fit side by side.
-    notes: what is assumed, or not counted.
+    notes: what is assumed, or not counted. n_trained: trained parameters, those of a critic among them.
     """
 
+    workload: Workload
     phases: list[Phase]
     shape: ModelShape
     model: TrainedModel | None
@@ -61,6 +57,7 @@ class StageEstimate(NamedTuple):
     rows_in_pass: int | None
     rows_at_once: int | None
     notes: list[str]
+    n_trained: int = 0
 
     @property
     def peak(self) -> Phase:
@@ -80,7 +77,7 @@ def judge_fit(n_bytes: float, device_bytes: float) -> Verdict:
 
 
 def estimate_stage(
-    settings: Any,
+    settings: StageSettings,
     runtime: Runtime,
     config: Mapping[str, Any],
     device: Device | None = None,
@@ -89,7 +86,7 @@ def estimate_stage(
     is_on_gpu: bool = True,
     merges_adapters: bool = False,
 ) -> StageEstimate | None:
-    """Estimates a stage's memory on each device. Returns None for a kind of stage that needs none worth speaking of.
+    """Estimates a stage's memory on each device. Returns None for a kind of stage that gives no workload.
 
     `device`: for what depends on it: checkpointing by `auto`, and how much of keys and values is held. Without one the
     first is off and the second all that the completions need. `prompt_tokens`: of the longest prompt, where known.
@@ -97,30 +94,35 @@ def estimate_stage(
     anonymous memory: weights that are frozen, and in the precision of their files, stay pages of these.
     Raises ValueError for a model whose architecture is not known.
     """
-    if isinstance(settings, Evaluate | Rollout):
-        load = Loading(is_on_gpu, merges_adapters)
-        return _estimate_sampling(settings, runtime, read_model_shape(config), device, prompt_tokens, load)
-    if isinstance(settings, Sft | Dpo | RewardModel | OnlineRl):
-        load = Loading(is_on_gpu, merges_adapters)
-        return _Training(settings, runtime, read_model_shape(config), device, prompt_tokens, load).estimate()
-    return None
+    workload = settings.get_workload()
+    if workload is None:
+        return None
+    shape = read_model_shape(config)
+    prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
+    load = Loading(is_on_gpu, merges_adapters)
+    if workload.training:
+        return _Training(workload, workload.training, runtime, shape, device, prompt_tokens, load).estimate()
+    return _estimate_sampling(workload, runtime, shape, device, prompt_tokens, load)
 
 
 def choose_checkpointing(
-    settings: Any, runtime: Runtime, config: Mapping[str, Any], device_bytes: int, *, is_on_gpu: bool = True
+    settings: StageSettings, runtime: Runtime, config: Mapping[str, Any], device_bytes: int, *, is_on_gpu: bool = True
 ) -> bool:
     """Returns whether gradients are to be checkpointed: as `runtime.gradient_checkpointing` says.
 
-    `auto`: where the estimate of an optimiser step without it is above half of the device's memory. An architecture
-    that is not known is checkpointed.
+    `auto`: where the estimate of an optimiser step without it is above half of the device's memory. What cannot be
+    estimated, a kind of stage without a workload or an architecture that is not known, is checkpointed.
     """
     if runtime.gradient_checkpointing != "auto":
         return runtime.gradient_checkpointing
+    workload = settings.get_workload()
+    if workload is None or workload.training is None:
+        return True
     try:
         shape = read_model_shape(config)
     except ValueError:
-        return True
-    work = _Training(settings, runtime, shape, None, None, Loading(is_on_gpu))
+        return workload.training.can_checkpoint
+    work = _Training(workload, workload.training, runtime, shape, None, ASSUMED_PROMPT_TOKENS, Loading(is_on_gpu))
     return work.needs_checkpointing(device_bytes)
 
 
@@ -136,49 +138,47 @@ class _Training:
 
     def __init__(
         self,
-        settings: Sft | Dpo | RewardModel | OnlineRl,
+        workload: Workload,
+        training: TrainingWork,
         runtime: Runtime,
         shape: ModelShape,
         device: Device | None,
-        prompt_tokens: int | None,
+        prompt_tokens: int,
         load: Loading,
     ) -> None:
-        self.settings, self.runtime, self.shape, self.device = settings, runtime, shape, device
-        self.prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
-        self.is_on_gpu = load.is_on_gpu
-        self.model = hold_model(settings, settings.lora, shape)
-        if settings.lora is not None and not load.is_on_gpu:
+        self.workload, self.training, self.rows = workload, training, workload.rows
+        self.vllm = workload.rows.vllm if isinstance(workload.rows, DrawnRows) else None
+        self.runtime, self.shape, self.device = runtime, shape, device
+        self.prompt_tokens, self.is_on_gpu = prompt_tokens, load.is_on_gpu
+        self.model = hold_model(workload.precision, training.lora, shape)
+        if training.lora is not None and not load.is_on_gpu:
             self.model = self.model._replace(maps_files=True, maps_linear=not load.merges_adapters)
-        self.notes: list[str] = []
-        if isinstance(settings, RewardModel):  # a new head with one output in the place of the model's own
+        if training.trains_scorer:  # a new head with one output in the place of the model's own
             headless = shape.without_head()
-            trained = self.model.trained + shape.layer.hidden - (0 if settings.lora else shape.head)
+            trained = self.model.trained + shape.layer.hidden - (0 if training.lora else shape.head)
             self.shape, self.model = headless, self.model._replace(shape=headless, trained=trained)
 
     def estimate(self) -> StageEstimate:
         """Estimates all phases."""
-        settings = self.settings
         checkpointing = self._decide_checkpointing()
         work = self._build_pass(checkpointing=checkpointing)
         phases = [self._build_phase("load", Moment("weights", self._list_loaded(work)))]
         rows_at_once = None
-        if isinstance(settings, OnlineRl):
-            drawn, rows_at_once = self._measure_drawing(settings, work)
+        if isinstance(self.rows, DrawnRows):
+            drawn, rows_at_once = self._measure_drawing(self.rows, work)
             phases.append(drawn)
             phases.append(self._build_phase("score", measure_scoring(work)))
-        if isinstance(settings, Dpo) and self.model.lora is None:
+        if self.training.reference == "before":
             phases.append(self._build_phase("score", measure_scoring(work._replace(optimizer_bytes=0.0))))
         phases.append(self._build_phase("update", measure_update(work)))
-        if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm):
-            phases.append(self._build_phase("sync", Moment("one layer's merged weights", self._list_synced(work))))
+        if self.vllm:
+            synced = self._list_synced(work, self.vllm)
+            phases.append(self._build_phase("sync", Moment("one layer's merged weights", synced)))
         phases.append(self._build_phase("save", Moment("the weights that are written", self._list_saved(work))))
         if self.model.is_quantised and not self.is_on_gpu:
             phases.append(self._build_phase("compare", Moment("the merged base", self._list_compared(work))))
-        if self.runtime.deepspeed is not None:
-            self.notes.append("what DeepSpeed shares out among devices is counted whole on each")
-        if self.shape.is_mixture:
-            self.notes.append("activations of a mixture of experts as if tokens were spread over the experts evenly")
         return StageEstimate(
+            self.workload,
             phases,
             self.shape,
             self.model,
@@ -186,11 +186,25 @@ class _Training:
             work.batch,
             max(1, work.batch.n_tokens // self._get_longest_row()),
             rows_at_once,
-            list(dict.fromkeys(self.notes)),
+            self._list_notes(),
+            self._count_trained(),
         )
 
+    def _list_notes(self) -> list[str]:
+        notes = _list_notes(self.workload)
+        if self.runtime.deepspeed is not None:
+            notes.append("what DeepSpeed shares out among devices is counted whole on each")
+        if self.shape.is_mixture:
+            notes.append("activations of a mixture of experts as if tokens were spread over the experts evenly")
+        return notes
+
     def needs_checkpointing(self, device_bytes: float) -> bool:
-        """Returns whether an optimiser step without checkpointing needs more than half of a device's memory."""
+        """Returns whether an optimiser step without checkpointing needs more than half of a device's memory.
+
+        Never where activations cannot be computed again.
+        """
+        if not self.training.can_checkpoint:
+            return False
         without = self._build_phase("update", measure_update(self._build_pass(checkpointing=False)))
         return without.total > device_bytes / 2
 
@@ -202,21 +216,21 @@ class _Training:
 
     def _build_pass(self, *, checkpointing: bool) -> TrainingPass:
         """Builds the training pass over the largest micro-batch."""
-        settings = self.settings
+        training = self.training
         batch, accumulates = self._plan_micro_batch()
         return TrainingPass(
             model=self.model,
             batch=batch,
-            optimizer_bytes=count_optimizer_bytes(settings.optimizer, self._count_trained()),
+            optimizer_bytes=count_optimizer_bytes(training.optimizer, self._count_trained()),
             checkpointing=checkpointing,
             is_on_gpu=self.is_on_gpu,
             accumulates=accumulates,
             resident=self._list_resident(),
-            reference_pass=isinstance(settings, Dpo) and settings.lora is not None,
-            head="trl_on_cpu" if not self.is_on_gpu and getattr(settings, "trainer", None) == "trl" else None,
-            has_head=not isinstance(settings, RewardModel),
-            entropy_gradient=isinstance(settings, OnlineRl) and settings.entropy is not None,
-            trunks=2 if isinstance(settings, Ppo) and settings.critic.kind == "separate" else 1,
+            reference_pass=training.reference == "base",
+            head="trl_on_cpu" if training.head_of_trl and not self.is_on_gpu else None,
+            has_head=not training.trains_scorer,
+            entropy_gradient=training.trains_entropy,
+            trunks=2 if training.critic == "separate" else 1,
             offloads_activations=self.runtime.activation_offloading,
         )
 
@@ -225,89 +239,72 @@ class _Training:
 
         Completions of a prompt share it: where a step has few, a pass has fewer tokens than it may have.
         """
-        settings, runtime, longest = self.settings, self.runtime, self._get_longest_row()
-        if isinstance(settings, OnlineRl):
-            drawn = settings.prompts_per_step * settings.completions_per_prompt
-            share = max(1, drawn // runtime.processes // settings.updates.minibatches)
-            n_prompts = ceil(share / settings.completions_per_prompt)
-            scored = share * settings.sampling.max_tokens
-            total = scored + n_prompts * self.prompt_tokens
-        else:
-            share = max(1, settings.batch // runtime.processes)
-            total = scored = share * longest
+        runtime, longest, picks_queries = self.runtime, self._get_longest_row(), True
+        share = max(1, self.rows.per_step // runtime.processes // self.training.minibatches)
+        total = scored = share * longest
+        if isinstance(self.rows, DrawnRows):
+            scored = share * self.rows.max_tokens
+            total = scored + ceil(share / self.rows.completions_per_prompt) * self.prompt_tokens
+            picks_queries = self.rows.max_tokens >= self.prompt_tokens
         budget = min(runtime.micro_batch, share) * longest
-        if runtime.micro_batch_tokens is not None:
-            budget = max(longest, min(budget, runtime.micro_batch_tokens))
-        if not self.is_on_gpu:
+        if runtime.micro_batch_tokens is not None:  # in the place of both other limits: get_pass_limits
+            budget = max(longest, runtime.micro_batch_tokens)
+        elif not self.is_on_gpu:
             budget = max(longest, min(budget, CPU_TOKENS))
         n_tokens = min(budget, total)
         n_attended = max(n_tokens, round(n_tokens * share * longest / total))
-        picks_queries = not isinstance(settings, OnlineRl) or settings.sampling.max_tokens >= self.prompt_tokens
         batch = MicroBatch(n_tokens, max(1, round(n_tokens * scored / total)), n_attended, picks_queries)
         return batch, total > n_tokens
 
     def _get_longest_row(self) -> int:
         """Returns the tokens of the longest row, or of the longest pair's two sides."""
-        settings = self.settings
-        if isinstance(settings, OnlineRl):
-            return self.prompt_tokens + settings.sampling.max_tokens
-        return settings.max_tokens * (1 if isinstance(settings, Sft) else 2)
+        if isinstance(self.rows, DrawnRows):
+            return self.prompt_tokens + self.rows.max_tokens
+        return self.rows.max_tokens * self.rows.sides
 
     def _count_trained(self) -> int:
         """Counts the trained parameters, those of a critic among them."""
         return self.model.trained + self._count_critic_parameters()
 
     def _count_critic_parameters(self) -> int:
-        if not isinstance(self.settings, Ppo):
+        if self.training.critic is None:
             return 0
         head = self.shape.layer.hidden + 1
-        if self.settings.critic.kind == "head":
+        if self.training.critic == "head":
             return head
-        return head + (self.model.trained if self.settings.lora else self.shape.without_head().n_parameters)
+        return head + (self.model.trained if self.model.lora else self.shape.without_head().n_parameters)
 
     def _list_resident(self) -> Parts:
         """Lists what is there at any moment beside the policy: reference, critic, another engine's memory."""
-        settings, parts = self.settings, Parts()
-        if not isinstance(settings, OnlineRl):
-            return parts
-        if settings.kl is not None and settings.lora is None:
-            held = _BF16 if self.model.autocast else _FP32
-            if self.is_on_gpu or held != self.shape.stored_bytes:
-                parts["reference"] = float(self.shape.n_parameters * held)
-        if isinstance(settings, Ppo):  # with its gradients
-            parts["critic"] = 2.0 * _FP32 * self._count_critic_parameters()
-        if isinstance(settings.engine, Vllm) and settings.engine.mode == "colocate":
-            parts["engine"] = self._count_engine_bytes(settings.engine)
-            if settings.engine.enable_sleep_mode:
-                parts["engine"] = 0.0
-        if any(reward.kind in ("learned", "qwen2_5_math") for reward in settings.rewards):
-            self.notes.append("reward models are not counted")
+        parts: Parts = {}
+        held = _BF16 if self.model.autocast else _FP32
+        if self.training.reference == "copy" and (self.is_on_gpu or held != self.shape.stored_bytes):
+            parts["reference"] = float(self.shape.n_parameters * held)
+        parts["critic"] = 2.0 * _FP32 * self._count_critic_parameters()  # with its gradients
+        if self.vllm and not self.vllm.sleeps:
+            parts["engine"] = self._count_engine_bytes(self.vllm)
         return parts
 
-    def _count_engine_bytes(self, engine: Vllm) -> float:
+    def _count_engine_bytes(self, vllm: VllmShare) -> float:
         """Returns what a vLLM in the trainer's processes takes: its share of the device, or its weights alone."""
-        weights = float(_BF16 * self.shape.n_parameters)
-        return weights if self.device is None else max(weights, engine.gpu_memory_utilization * self.device.n_bytes)
+        weights = float(_BF16 * self.shape.n_parameters) if vllm.of_device else 0.0
+        return weights if self.device is None else max(weights, vllm.of_device * self.device.n_bytes)
 
     def _list_loaded(self, work: TrainingPass) -> Parts:
         adapters = float(_FP32 * self.model.trained) if self.model.lora else 0.0
         return {"weights": self.model.weight_bytes, "adapters": adapters, **work.resident}
 
-    def _list_synced(self, work: TrainingPass) -> Parts:
+    def _list_synced(self, work: TrainingPass, vllm: VllmShare) -> Parts:
         merged = float(_FP32 * self.shape.largest_linear) if self.model.lora else 0.0
-        assert isinstance(self.settings, OnlineRl)
-        assert isinstance(self.settings.engine, Vllm)
-        parts = {**self._list_loaded(work), "optimiser": work.optimizer_bytes, "merged weights": merged}
-        if self.settings.engine.mode == "colocate":
-            parts["engine"] = self._count_engine_bytes(self.settings.engine)
-        return parts
+        engine = self._count_engine_bytes(vllm)
+        return {**self._list_kept(work), "merged weights": merged, "engine": engine}
 
     def _list_saved(self, work: TrainingPass) -> Parts:
         """Lists what is there while a trained model is written: of a full one another copy, where that is in bf16."""
         copy = 0.0
-        if self.model.lora is None and self.model.autocast and self.settings.save_weights != "fp32":
+        if self.model.lora is None and self.model.autocast and self.training.save_weights != "fp32":
             copy = float(_BF16 * self.shape.n_parameters)
-        return {**self._list_loaded(work), "optimiser": work.optimizer_bytes, "copy": copy}
+        return {**self._list_kept(work), "copy": copy}
 
     def _list_compared(self, work: TrainingPass) -> Parts:
         """Lists what is there while the trained policy is compared with the base that it is merged into.
@@ -316,32 +313,32 @@ class _Training:
         """
         merged = float(self.shape.linear * self.shape.stored_bytes)
         logits = 5.0 * _FP32 * COMPARED_TOKENS * self.shape.vocabulary
-        parts = self._list_loaded(work)
-        return {**parts, "optimiser": work.optimizer_bytes, "merged weights": merged, "logits": logits}
+        return {**self._list_kept(work), "merged weights": merged, "logits": logits}
 
-    def _measure_drawing(self, settings: OnlineRl, work: TrainingPass) -> tuple[Phase, int | None]:
+    def _list_kept(self, work: TrainingPass) -> Parts:
+        """Lists what is there between updates."""
+        return {**self._list_loaded(work), "optimiser": work.optimizer_bytes}
+
+    def _measure_drawing(self, rows: DrawnRows, work: TrainingPass) -> tuple[Phase, int | None]:
         """Returns the phase in which completions are drawn, and how many at once."""
-        parts = {**self._list_loaded(work), "optimiser": work.optimizer_bytes}
-        if isinstance(settings.engine, Vllm):
-            if settings.engine.mode == "colocate":
-                parts["engine"] = self._count_engine_bytes(settings.engine)
+        parts = self._list_kept(work)
+        if rows.vllm:
+            parts["engine"] = self._count_engine_bytes(rows.vllm)
             return self._build_phase("draw", Moment("vLLM", parts)), None
         weight_bytes = _BF16 if self.model.autocast else _FP32
         if self.model.autocast:  # the engine draws with bf16 copies of what is not bf16
             n_copied = self.model.trained if self.model.lora else self.shape.n_parameters
             parts["drawing copy"] = float(_BF16 * n_copied)
-        completions = settings.prompts_per_step * settings.completions_per_prompt // self.runtime.processes
-        columns = self.prompt_tokens + settings.sampling.max_tokens - 1
-        phase, at_once = _measure_drawing(
+        return _measure_drawing(
+            rows,
+            self.prompt_tokens,
             self.shape,
             self.runtime,
-            (max(1, completions), columns, self.prompt_tokens),
             weight_bytes,
             parts,
             self.device,
             is_on_gpu=self.is_on_gpu,
         )
-        return phase, at_once
 
     def _build_phase(self, name: str, moment: Moment) -> Phase:
         return _add_overhead(name, moment, is_on_gpu=self.is_on_gpu)
@@ -354,9 +351,10 @@ def _add_overhead(name: str, moment: Moment, *, is_on_gpu: bool) -> Phase:
 
 
 def _measure_drawing(
+    rows: DrawnRows,
+    prompt_tokens: int,
     shape: ModelShape,
     runtime: Runtime,
-    sizes: tuple[int, int, int],
     weight_bytes: int,
     parts: Parts,
     device: Device | None,
@@ -365,13 +363,14 @@ def _measure_drawing(
 ) -> tuple[Phase, int]:
     """Returns the phase in which the local engine draws, and how many completions have their keys and values at once.
 
-    `sizes`: completions to draw, columns of cache of each, prompt tokens. Without `kv_cache_gib` as many as there is
-    room for, but one at least.
+    Without `kv_cache_gib` as many as there is room for, but one at least.
     """
-    completions, columns, prompt_tokens = sizes
-    rows = min(runtime.generation_batch, completions)
-    prefill = max(prompt_tokens, min(runtime.prefill_tokens, rows * prompt_tokens))
-    drawn = measure_drawing(shape, Drawing(rows, columns, prefill, weight_bytes))
+    side_by_side = runtime.generation_batch
+    if rows.per_step:
+        side_by_side = min(side_by_side, max(1, rows.per_step // runtime.processes))
+    columns = prompt_tokens + rows.max_tokens - 1
+    prefill = max(prompt_tokens, min(runtime.prefill_tokens, side_by_side * prompt_tokens))
+    drawn = measure_drawing(shape, Drawing(side_by_side, columns, prefill, weight_bytes))
     held = drawn.all_rows
     if runtime.kv_cache_gib is not None:
         held = min(held, max(drawn.one_row, runtime.kv_cache_gib * 2**30))
@@ -384,28 +383,21 @@ def _measure_drawing(
 
 
 def _estimate_sampling(
-    settings: Evaluate | Rollout,
-    runtime: Runtime,
-    shape: ModelShape,
-    device: Device | None,
-    prompt_tokens: int | None,
-    load: Loading,
-) -> StageEstimate:
+    workload: Workload, runtime: Runtime, shape: ModelShape, device: Device | None, prompt_tokens: int, load: Loading
+) -> StageEstimate | None:
     """Estimates a stage that only draws and judges completions."""
-    is_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and shape.stored_bytes == _BF16)
-    weight_bytes = _BF16 if is_bf16 else _FP32
+    if not isinstance(workload.rows, DrawnRows):
+        return None
+    weight_bytes = _BF16 if computes_in_bf16(workload.precision, shape) else _FP32
     is_mapped = not load.is_on_gpu and weight_bytes == shape.stored_bytes
     n_held = (shape.linear if load.merges_adapters else 0) if is_mapped else shape.n_parameters
     weights = {"weights": float(weight_bytes * n_held)}
-    prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
-    columns = prompt_tokens + settings.sampling.max_tokens - 1
-    sizes = (runtime.generation_batch, columns, prompt_tokens)
-    drawn, at_once = _measure_drawing(shape, runtime, sizes, weight_bytes, weights, device, is_on_gpu=load.is_on_gpu)
-    notes = []
-    rewards = list(settings.rewards)
-    if any(reward.kind in ("learned", "qwen2_5_math") for reward in rewards) or (
-        isinstance(settings, Evaluate) and settings.best_of_n_scorer is not None
-    ):
-        notes.append("reward models are not counted")
+    drawn, at_once = _measure_drawing(
+        workload.rows, prompt_tokens, shape, runtime, weight_bytes, weights, device, is_on_gpu=load.is_on_gpu
+    )
     loaded = _add_overhead("load", Moment("weights", dict(weights)), is_on_gpu=load.is_on_gpu)
-    return StageEstimate([loaded, drawn], shape, None, None, None, None, at_once, notes)
+    return StageEstimate(workload, [loaded, drawn], shape, None, None, None, None, at_once, _list_notes(workload))
+
+
+def _list_notes(workload: Workload) -> list[str]:
+    return ["reward models are not counted"] if workload.needs_scorer else []

@@ -25,6 +25,11 @@ STACKED_CONFIG = "stacked_adapter_config.json"
 # SmolLM2-135M 3e-5 of its scale of 36.
 _TOLERANCE_POWER = 0.5
 
+# Rows and tokens that are read before and after a merge. Rounding sends a token of a mixture to another expert now and
+# then, which changes its logits by their size, and those of the tokens behind it: of a mixture's rows half may differ.
+# A wrong merge changes all.
+_PROBE = (8, 8)
+
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> Any:
     """Puts an adapter of a stage's folder on a model and returns the PEFT model, in evaluation mode.
@@ -49,12 +54,13 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     Raises StageError when that changes the logits.
     """
     adapted = load_adapter(model, folder)
-    probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).unsqueeze(0)
+    probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).view(_PROBE)
+    is_mixture = any(".experts." in name for name, _ in model.named_parameters())
     with torch.no_grad():  # weights that are made in inference mode could never be trained
         expected = adapted(input_ids=probe).logits
         merged = merge_and_unload(adapted)
         actual = merged(input_ids=probe).logits
-    require_equal_logits(actual, expected, f"{folder}: the merged model")
+    require_equal_logits(actual, expected, f"{folder}: the merged model", is_mixture=is_mixture)
     assert isinstance(merged, PreTrainedModel)
     return merged
 
@@ -78,14 +84,16 @@ def merge_and_unload(adapted: Any) -> Any:
         return adapted.merge_and_unload()
 
 
-def require_equal_logits(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    """Checks that logits differ by rounding only, in relation to their scale and precision.
+def require_equal_logits(actual: torch.Tensor, expected: torch.Tensor, what: str, *, is_mixture: bool = False) -> None:
+    """Checks that logits (rows, T, V) differ by rounding only, in relation to their scale and precision.
 
-    Raises StageError otherwise.
+    Of a mixture of experts half of the rows may differ. Raises StageError otherwise.
     """
     scale = expected.abs().max().item()
     tolerance = torch.finfo(expected.dtype).eps ** _TOLERANCE_POWER
-    largest_difference = (actual - expected).abs().max().item()
+    of_rows = (actual - expected).abs().flatten(start_dim=1).amax(dim=1)
+    is_sound = bool(of_rows.isfinite().all())  # a median would pass over NaN
+    largest_difference = (of_rows.median() if is_mixture and is_sound else of_rows.max()).item()
     if not largest_difference <= tolerance * scale:
         raise StageError(
             f"{what}'s logits are up to {largest_difference:.2g} from the adapter's, at a scale of {scale:.2g} "

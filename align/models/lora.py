@@ -57,7 +57,8 @@ def prepare_adapters(model: Any) -> None:
         for vector in vectors:
             weight = dequantize_module_weight(module.get_base_layer())
             if type(vector) is DoraLinearLayer and weight.dtype != torch.float32:
-                vector.weight.data = torch.linalg.norm(weight.detach().float(), dim=1)
+                is_turned = isinstance(module.get_base_layer(), Conv1D)  # GPT-2's, (inputs, outputs)
+                vector.weight.data = torch.linalg.norm(weight.detach().float(), dim=0 if is_turned else 1)
 
 
 def _list_layers_of(model: PreTrainedModel) -> ModelLayers:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.models.qwen3.modeling_qwen3 import eager_attention_forward
@@ -121,14 +121,6 @@ def choose_attention(setting: AttentionSetting, device_type: str) -> str:
     if setting == "auto":
         return FLASH if device_type == "cuda" and is_flash_attention_installed() else SDPA
     return {"sdpa": SDPA, "eager": EAGER, "flash_attention_2": FLASH}[setting]
-
-
-def set_attention(model: PreTrainedModel, setting: AttentionSetting, device_type: str) -> None:
-    """Sets the attention implementation of a model.
-
-    What is saved of the model does not say it.
-    """
-    model.set_attn_implementation(choose_attention(setting, device_type))
 
 
 def supports_masks(config: PreTrainedConfig) -> bool:

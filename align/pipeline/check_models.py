@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.logit_scales import find_logit_scale
 from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
 from qwen_align.align.models.model_description import find_base_folder, is_stage_folder, locate_model_files
 from qwen_align.align.models.tensor_table import Head
@@ -17,6 +18,7 @@ from qwen_align.align.models.weight_precision import describe_precision, resolve
 from qwen_align.align.pipeline.model_configs import trace_config, trace_precision
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.references import ScorerRef, find_references, list_fields
+from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.recipe import ModelSource
 from qwen_align.align.settings.training import Lora, Optimizer
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -42,6 +44,7 @@ def check_models(plan: Plan, forced: Sequence[PlannedStage] = ()) -> list[str]:
     for stage in stages_to_run:
         notes |= dict.fromkeys(_check_lora(plan, stage))
         notes |= dict.fromkeys(_check_precision(plan, stage))
+        _check_logits(plan, stage)
     return list(notes)
 
 
@@ -116,3 +119,12 @@ def _check_precision(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"stage '{stage.origin}': {stored.note}"
     if line:
         yield f"stage '{stage.origin}': {line}"
+
+
+def _check_logits(plan: Plan, stage: PlannedStage) -> None:
+    """Raises RecipeError for online RL of a model that scales or caps its logits, where its config is known."""
+    is_ours = isinstance(stage.settings, OnlineRl) and stage.settings.has_own_loop
+    config = trace_config(plan, stage) if is_ours else None
+    scale = find_logit_scale(config) if config else None
+    if scale:
+        raise RecipeError(f"stage '{stage.origin}': online RL does not know this model's logits ({scale})")

@@ -12,8 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from qwen_align.align.models.attention_setting import use_attention
+from qwen_align.align.models.dropout import disable_dropout
 from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.packed_attention import SDPA, can_pack, read_rows
+from qwen_align.align.models.plain_head import require_plain_head
 from qwen_align.align.rl.micro_batches import MicroBatch
 from qwen_align.align.training.token_scores import score_tokens
 
@@ -55,7 +58,7 @@ class Critic(nn.Module):
 
 
 class Actor(nn.Module):
-    """A policy module, with a critic module beside it for PPO.
+    """A policy module, with a critic module beside it for PPO, without dropout.
 
     `attention`: a registered implementation for packed rows, which all its models are given.
     """
@@ -74,7 +77,9 @@ class Actor(nn.Module):
         self.temperature = temperature
         self.config = self.causal_lm.config  # what DeepSpeed's "auto" values are read from
         for model in (self.causal_lm, *self._backbones[1:]):
-            model.set_attn_implementation(attention)
+            use_attention(model, attention)
+        disable_dropout(self)
+        require_plain_head(self.causal_lm)
 
     @property
     def causal_lm(self) -> PreTrainedModel:

@@ -1,5 +1,7 @@
 """Defines the settings of `build_data`: a builder and a sieve, which filters its rows."""
 
+from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -7,7 +9,9 @@ from pydantic import Field
 
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.data_builders import BuilderSettings
+from qwen_align.data_builders.arithmetic import Arithmetic
 from qwen_align.data_builders.local_file import LocalFile
+from qwen_align.data_builders.question_split import Split
 from qwen_align.data_builders.row_conversion import Conversion
 from qwen_align.data_builders.sieve import Sieve
 
@@ -36,3 +40,12 @@ class BuildData(StageSettings, CanBeEmpty):
         """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
         expected = self.builder.expect_rows if isinstance(self.builder, Conversion) else None
         return expected if expected is None or self.limit is None else min(expected, self.limit)
+
+    def count_most_rows(self, count_source: Callable[[str], int | None]) -> int | None:
+        found, builder = self.get_expected_rows(), self.builder
+        if isinstance(builder, Arithmetic):
+            found = builder.n
+        if isinstance(builder, Split):
+            whole = count_source(str(builder.from_data))
+            found = whole and ceil(whole * builder.shares[builder.part] / sum(builder.shares.values()))
+        return min((count for count in (found, self.limit) if count is not None), default=None)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Optimizer, refuse_dropout
+from qwen_align.align.settings.workload import ReadRows, TrainingWork, Workload
 
 WITHOUT_SMOOTHING = ("sigmoid", "hinge", "ipo", "sigmoid_norm")  # TRL 1.16 reads label_smoothing in robust alone
 
@@ -37,6 +38,18 @@ class Dpo(StageSettings, Optimizer, CanBeEmpty):
     sft_weight: float = Field(
         0.0, ge=0, description="weight of an SFT loss on the chosen side, added to the preference loss"
     )
+
+    def get_workload(self) -> Workload:
+        """Returns what the stage's memory and time depend on."""
+        rows = ReadRows(self.max_tokens, self.batch, self.epochs, sides=2)
+        training = TrainingWork(
+            self.lora,
+            self.optimizer,
+            self.save_weights,
+            scoring_passes=1,
+            reference="base" if self.lora else "before",
+        )
+        return Workload(self.precision, rows, training)
 
     @model_validator(mode="after")
     def _check_no_dropout(self) -> Self:

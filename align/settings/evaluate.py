@@ -9,7 +9,8 @@ from qwen_align.align.settings.base import ALWAYS_IN_KEY
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import StageSettings, VerdictLimit
-from qwen_align.reward.settings import Rewards
+from qwen_align.align.settings.workload import DrawnRows, Workload
+from qwen_align.reward.settings import Rewards, needs_scorer
 
 
 class Evaluate(StageSettings, VerdictLimit):
@@ -37,3 +38,9 @@ class Evaluate(StageSettings, VerdictLimit):
         None,
         description="reward model that picks one of each question's completions: best of n is reported too",
     )
+
+    def get_workload(self) -> Workload:
+        """Returns what the stage's memory and time depend on."""
+        rows = DrawnRows(len(self.thinking_switches) * self.completions_per_prompt, self.sampling.max_tokens)
+        has_scorer = self.best_of_n_scorer is not None or needs_scorer(self.rewards)
+        return Workload(self.precision, rows, needs_scorer=has_scorer)

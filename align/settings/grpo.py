@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.settings.loss_defaults import AdvantageScale
 from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
+from qwen_align.align.settings.workload import TrainingWork
 
 NOT_IN_TRL = (
     "prompt_sampler",
@@ -53,6 +54,10 @@ class Grpo(OnlineRl):
     )
 
     @property
+    def has_own_loop(self) -> bool:
+        return self.trainer == "native"
+
+    @property
     def loss_name(self) -> str:
         return self.loss
 
@@ -64,6 +69,10 @@ class Grpo(OnlineRl):
         if self.trainer == "trl" and self.entropy:
             return {"rows": split_into_micro_batches(self.prompts_per_step * self.completions_per_prompt, runtime)[0]}
         return {}
+
+    def describe_training(self) -> TrainingWork:
+        """Returns what the memory and time of the updates depend on."""
+        return super().describe_training()._replace(head_of_trl=self.trainer == "trl")
 
     @model_validator(mode="after")
     def _check_group_settings(self) -> Self:

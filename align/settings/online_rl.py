@@ -11,7 +11,8 @@ from qwen_align.align.settings.loss_defaults import LossDefaults, get_loss_defau
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
 from qwen_align.align.settings.training import MAX_BATCH, Optimizer, refuse_dropout
-from qwen_align.reward.settings import RewardList, Rewards
+from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
+from qwen_align.reward.settings import RewardList, Rewards, needs_scorer
 
 Watchdog = Literal[
     "truncated", "no_signal", "no_verdict", "held_out", "entropy", "length", "update_kl", "engine_mismatch", "skipped"
@@ -129,9 +130,7 @@ class Entropy(Strict):
 class DynamicSampling(Strict):
     """Dynamic sampling, which replaces groups with all-equal rewards by groups of the next prompts.
 
-    DAPO, arXiv:2503.14476, section 3.2.
-
-    See section 3.2 there.
+    Source: DAPO, arXiv:2503.14476, section 3.2.
 
     At the bound the step trains on the groups it has, each as heavily as in a full step; with none it is skipped.
     """
@@ -281,6 +280,11 @@ class Vllm(Strict):
     )
     enable_sleep_mode: bool = Field(False, description="a colocated vLLM frees its memory while the policy is updated")
 
+    @property
+    def share(self) -> VllmShare:
+        """Returns what it takes of the trainer's GPUs."""
+        return VllmShare(self.gpu_memory_utilization if self.mode == "colocate" else 0.0, self.enable_sleep_mode)
+
     @model_validator(mode="after")
     def _check_vllm_settings(self) -> Self:
         """Checks that the settings of vLLM fit together. Raises ValueError otherwise."""
@@ -374,6 +378,35 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
                 else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
+
+    def get_workload(self) -> Workload:
+        """Returns what the stage's memory and time depend on."""
+        rows = DrawnRows(
+            self.completions_per_prompt,
+            self.sampling.max_tokens,
+            self.prompts_per_step,
+            self.steps,
+            self.engine.share if isinstance(self.engine, Vllm) else None,
+        )
+        return Workload(self.precision, rows, self.describe_training(), needs_scorer(self.rewards))
+
+    def describe_training(self) -> TrainingWork:
+        """Returns what the memory and time of the updates depend on."""
+        return TrainingWork(
+            self.lora,
+            self.optimizer,
+            self.save_weights,
+            passes=self.updates.epochs,
+            minibatches=self.updates.minibatches,
+            scoring_passes=(self.kl is not None) + (self.updates.count > 1),
+            reference="copy" if self.kl and not self.lora else None,
+            trains_entropy=self.entropy is not None,
+        )
+
+    @property
+    def has_own_loop(self) -> bool:
+        """Returns whether our own loop trains, which scores tokens itself."""
+        return True
 
     @property
     def loss_name(self) -> str:

@@ -9,6 +9,7 @@ from qwen_align.align.references import DataRef, ScorerRef
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.workload import TrainingWork
 
 
 class Critic(Strict):
@@ -82,9 +83,17 @@ class Ppo(OnlineRl):
     def loss_name(self) -> str:
         return "ppo"
 
+    def describe_training(self) -> TrainingWork:
+        """Returns what the memory and time of the updates depend on.
+
+        Beside a critic that is an adapter too, activations would be computed again under another adapter than at first.
+        """
+        has_two_adapters = self.lora is not None and self.critic.kind == "separate"
+        return super().describe_training()._replace(critic=self.critic.kind, can_checkpoint=not has_two_adapters)
+
     def check_runtime(self, runtime: Runtime) -> None:
         """Raises RecipeError where activations would be computed again under another adapter than at first."""
-        if runtime.gradient_checkpointing is True and self.lora and self.critic.kind == "separate":
+        if runtime.gradient_checkpointing is True and not self.describe_training().can_checkpoint:
             raise RecipeError(
                 "runtime.gradient_checkpointing: with critic: separate and lora activations would be computed again "
                 "under the wrong adapter; leave it out, or take critic: {kind: head}"

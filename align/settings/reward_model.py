@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.stage import StageSettings
 from qwen_align.align.settings.training import MAX_BATCH, MAX_EPOCHS, Optimizer, refuse_dropout
+from qwen_align.align.settings.workload import ReadRows, TrainingWork, Workload
 
 
 class RewardModel(StageSettings, Optimizer):
@@ -31,6 +32,12 @@ class RewardModel(StageSettings, Optimizer):
         ge=0,
         description="weight in the loss of the squared sum of both scores, to keep scores near 0 (arXiv:2312.09244)",
     )
+
+    def get_workload(self) -> Workload:
+        """Returns what the stage's memory and time depend on."""
+        rows = ReadRows(self.max_tokens, self.batch, self.epochs, sides=2)
+        training = TrainingWork(self.lora, self.optimizer, self.save_weights, trains_scorer=True)
+        return Workload(self.precision, rows, training)
 
     @property
     def needs_rows(self) -> bool:

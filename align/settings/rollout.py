@@ -9,7 +9,8 @@ from qwen_align.align.rows import Flag, Mode
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
-from qwen_align.reward.settings import RewardList
+from qwen_align.align.settings.workload import DrawnRows, Workload
+from qwen_align.reward.settings import RewardList, needs_scorer
 
 QUESTION = "{question}"
 
@@ -71,3 +72,8 @@ class Rollout(StageSettings, CanBeEmpty):
         "auto", description="precision of weights and computation; auto = that of the model's files"
     )
     keep_tokens: bool = Field(False, description="write token ids and log-probabilities beside the text")
+
+    def get_workload(self) -> Workload:
+        """Returns what the stage's memory and time depend on."""
+        rows = DrawnRows(self.completions_per_prompt, self.sampling.max_tokens)
+        return Workload(self.precision, rows, needs_scorer=needs_scorer(self.rewards))

@@ -26,14 +26,14 @@ class Runtime(Strict):
         default=8,
         ge=1,
         le=65_536,
-        description="rows (or pairs) per device in one forward pass: of the longest; of shorter ones as many as have "
-        "about as many tokens. On a CPU fewer where they do not fit its caches",
+        description="size of a forward pass per device, as a number of the longest rows (or pairs): of shorter ones it "
+        "takes more, up to as many tokens. On a CPU a pass has 2,048 tokens at most, or one longer row",
     )
     micro_batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="largest number of tokens per device in one forward pass, of as many rows as fit; a longer row "
-        "goes alone. null = micro_batch rows, however long",
+        description="largest number of tokens per device in one forward pass, in the place of micro_batch; a longer "
+        "row goes alone. null = as micro_batch says",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto",
@@ -45,9 +45,10 @@ class Runtime(Strict):
     kv_cache_gib: float | None = Field(
         default=None,
         gt=0,
-        description="GiB of keys and values held while completions are decoded, per process: rows that outgrow it "
-        "wait and go on later, one that needs more alone is decoded alone; null = what is free of the device's "
-        "memory less a margin (on a CPU half, shared by the processes). Completions are the same but for rounding",
+        description="memory for the keys and values of the completions being decoded, in GiB per process: those that "
+        "no longer fit wait and are continued later, one that is too large by itself is decoded alone; null = the "
+        "device's free memory less a margin (on a CPU half of it, shared by the processes). Completions are the same "
+        "but for rounding",
     )
     prefill_tokens: int = Field(
         default=16_384,  # our choice: at 8B's widths in bf16 a layer's activations are then below 2 GiB
@@ -61,7 +62,7 @@ class Runtime(Strict):
         "estimate without it is above half of the device's memory",
     )
     activation_offloading: bool = Field(
-        default=False, description="keep what the backward pass needs in host memory: less memory, more time"
+        default=False, description="keep activations for the backward pass in host memory: less GPU memory, more time"
     )
     deepspeed: OutsideFile | None = Field(
         default=None, description="DeepSpeed configuration (JSON), relative to the recipe"

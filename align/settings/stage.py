@@ -1,11 +1,13 @@
 """Defines the settings that every stage has."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field
 
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.workload import Workload
 
 
 class StageSettings(Strict):
@@ -49,6 +51,17 @@ class StageSettings(Strict):
 
     def get_expected_rows(self) -> int | None:
         """Returns the maximum number of rows the stage will make. Returns None where the recipe does not say it."""
+        return None
+
+    def count_most_rows(self, count_source: Callable[[str], int | None]) -> int | None:
+        """Returns the most rows that the stage can make, generated and split ones too; None where that is not known.
+
+        `count_source` gives the same of another stage, by what this one calls it.
+        """
+        return self.get_expected_rows()
+
+    def get_workload(self) -> Workload | None:
+        """Returns what the stage's memory and time depend on. Returns None for a kind that loads no model."""
         return None
 
 

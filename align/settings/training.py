@@ -28,8 +28,8 @@ class Lora(Strict):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input; only sft may have it")
     base_weights: Literal["auto", "fp32", "bf16", "nf4"] = Field(
         "auto",
-        description="how the frozen base is held: auto = as its files have it (fp32 where precision is fp32); nf4 = in "
-        "4 bits with double quantisation (QLoRA, arXiv:2305.14314)",
+        description="precision of the frozen base model: auto = that of its files (fp32 where precision is fp32); nf4 "
+        "= 4 bits with double quantisation (QLoRA, arXiv:2305.14314)",
     )
     dora: bool = Field(False, description="train a magnitude per output beside each adapter (DoRA, arXiv:2402.09353)")
     rank_stabilized: bool = Field(
@@ -71,20 +71,22 @@ class Optimizer(Strict):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = Field(
         "adamw",
         description="implementation of AdamW: 8bit = moment estimates in 8 bits; paged = moved to host memory when the "
-        "GPU's is full, on GPUs only (both of bitsandbytes, and not yet run on a GPU here)",
+        "GPU's is full, GPUs only (both from bitsandbytes; not yet tested on a GPU)",
     )
     precision: Annotated[Literal["auto", "fp32", "bf16"], ALWAYS_IN_KEY] = Field(
         "auto",
         description="precision of the computation; auto = bf16 for a model whose files are bf16, else fp32. Trained "
-        "weights are fp32 in either: bf16 is autocast over them",
+        "weights are fp32 in both cases: bf16 means autocast (mixed precision)",
     )
     save_weights: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
-        description="precision in which a model trained without lora is handed on; auto = bf16 where its files and the "
-        "computation are, at a learning rate of 1e-5 or more (below, rounding loses most of the update), else fp32",
+        description="precision in which a model trained without lora is saved; auto = bf16 if the files it started "
+        "from and the computation are bf16 and the learning rate is 1e-5 or more (below, rounding to bf16 would lose "
+        "most of the update), else fp32",
     )
     tf32: bool = Field(
         False,
-        description="let GPUs multiply fp32 matrices with 10 bits of mantissa (TF32): faster; without effect on a CPU",
+        description="let GPUs multiply fp32 matrices in TF32 (10 bits of mantissa): faster, less exact; no effect on "
+        "a CPU",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")

@@ -10,9 +10,10 @@ from typing import Any
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading, quantized_base
+from qwen_align.align.models.attention_setting import set_attention
+from qwen_align.align.models.dropout import disable_dropout
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
-from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import PairStream
@@ -44,6 +45,7 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     loss = PREFERENCE_LOSSES[settings.loss]
     model = quantized_base.load_for_training(source, settings, context.runtime)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
+    disable_dropout(model)
     runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = PreferenceTrainer(
         model=model,

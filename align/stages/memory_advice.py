@@ -29,7 +29,7 @@ class Advice(NamedTuple):
 def word_advice(settings: Any, runtime: Runtime, phase: Phase) -> str:
     """Says which setting to turn when a stage ran out of memory in a phase, without a full stop."""
     advice = advise(settings, runtime, phase)
-    return advice.format() if advice else "No setting is left to turn: take a smaller model or more memory"
+    return advice.format() if advice else "No setting is left to change: take a smaller model or more memory"
 
 
 def advise(settings: Any, runtime: Runtime, phase: Phase) -> Advice | None:
@@ -94,7 +94,9 @@ def _list_for_updates(settings: Any, runtime: Runtime, phase: Phase) -> Iterator
         yield Advice("batch", max(1, settings.batch // 2), settings.batch, in_key=True)
         return
     yield from _list_for_passes(settings, runtime, phase)
-    if runtime.gradient_checkpointing is not True:
+    workload = settings.get_workload()
+    can_checkpoint = workload and workload.training and workload.training.can_checkpoint
+    if can_checkpoint and runtime.gradient_checkpointing is not True:
         yield Advice("runtime.gradient_checkpointing", True, runtime.gradient_checkpointing, in_key=False)
     if isinstance(settings, Optimizer):
         yield from _list_for_weights(settings)

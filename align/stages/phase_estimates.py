@@ -7,20 +7,14 @@ from typing import Any
 from qwen_align.align.estimation.device import Device
 from qwen_align.align.estimation.stage_estimate import estimate_stage
 from qwen_align.align.models.model_description import locate_model_files
-from qwen_align.align.settings.dpo import Dpo
-from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.reward_model import RewardModel
-from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.sft import Sft
 from qwen_align.align.store.files import read_json
 from qwen_align.align.training.memory_meter import GIB, read_memory_limit
 
 
 def estimate_memory(settings: Any, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, float]:
     """Estimates the GiB on this process's device in each phase of a stage that starts from a model, else nothing."""
-    if not isinstance(settings, Sft | Dpo | RewardModel | OnlineRl | Evaluate | Rollout):
+    if settings.get_workload() is None:
         return {}
     from qwen_align.align.models.loading import choose_device, fetch_base_folder
 

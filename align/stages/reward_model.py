@@ -17,9 +17,10 @@ from trl import RewardTrainer
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.models import loading, quantized_base, reward_scorer
+from qwen_align.align.models.attention_setting import set_attention
+from qwen_align.align.models.dropout import disable_dropout
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
-from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.models.quantization_error import measure_score_quantization
 from qwen_align.align.rendering.samples import PairIds
 from qwen_align.align.rendering.training_set import PairStream
@@ -79,6 +80,7 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     model = reward_scorer.build_scorer_model(causal, renderer.pad_id)
     quantized_base.mark_as_quantized(model, causal)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
+    disable_dropout(model)
     runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = Trainer(
         model=model,

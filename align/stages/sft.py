@@ -12,9 +12,9 @@ from trl.trainer import sft_trainer
 
 from qwen_align.align.context import Context
 from qwen_align.align.models import loading, quantized_base
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.length_limit import require_length
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
-from qwen_align.align.models.packed_attention import set_attention
 from qwen_align.align.models.quantization_error import measure_quantization
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rendering.training_set import SampleStream

@@ -1,18 +1,17 @@
 """Decides whether a stage computes its activations again in the backward pass, where its runtime leaves it open."""
 
 import os
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from qwen_align.align.estimation.stage_estimate import choose_checkpointing
 from qwen_align.align.models.loading import choose_device
-from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.stage import StageSettings
 
 
-def decide_checkpointing(settings: Any, runtime: Runtime, model: PreTrainedModel) -> Runtime:
+def decide_checkpointing(settings: StageSettings, runtime: Runtime, model: PreTrainedModel) -> Runtime:
     """Returns the runtime with true or false in the place of `gradient_checkpointing: auto`.
 
     It is on where the estimate of an optimiser step without it is above half of the memory of the stage's device, or of
@@ -20,13 +19,10 @@ def decide_checkpointing(settings: Any, runtime: Runtime, model: PreTrainedModel
     """
     if runtime.gradient_checkpointing != "auto":
         return runtime
-    if isinstance(settings, Ppo) and settings.lora and settings.critic.kind == "separate":
-        is_on = False  # they would be computed again under the wrong adapter
-    else:
-        device = choose_device(runtime)
-        is_on_gpu = device.type == "cuda"
-        n_bytes = _measure_gpu_memory(device) if is_on_gpu else _measure_share_of_host(runtime)
-        is_on = choose_checkpointing(settings, runtime, model.config.to_dict(), n_bytes, is_on_gpu=is_on_gpu)
+    device = choose_device(runtime)
+    is_on_gpu = device.type == "cuda"
+    n_bytes = _measure_gpu_memory(device) if is_on_gpu else _measure_share_of_host(runtime)
+    is_on = choose_checkpointing(settings, runtime, model.config.to_dict(), n_bytes, is_on_gpu=is_on_gpu)
     return runtime.model_copy(update={"gradient_checkpointing": is_on})
 
 

@@ -60,7 +60,7 @@ def measure_flop_costs(model: nn.Module) -> FlopCosts:
     has as many numbers as its layer says, not as its tensor.
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    n_experts = getattr(config, "num_experts", None) or 1
+    n_experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
     share = (getattr(config, "num_experts_per_tok", None) or 1) / n_experts
     forward = train = 0.0
     for module in model.modules():
@@ -72,8 +72,18 @@ def measure_flop_costs(model: nn.Module) -> FlopCosts:
             if weight.ndim == 3 and n_experts > 1:  # all experts of a layer in one tensor
                 forward += 2 * share * weight.numel()
                 train += (6 if weight.requires_grad else 4) * share * weight.numel()
-    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    return FlopCosts(forward, train, 4.0 * width * config.num_hidden_layers)
+    return FlopCosts(forward, train, 4.0 * _measure_query_width(config) * config.num_hidden_layers)
+
+
+def _measure_query_width(config: Any) -> int:
+    """Returns the width of all of a layer's queries, and that of its states where each layer has other heads.
+
+    It is 0 for a model without attention.
+    """
+    n_heads = getattr(config, "num_attention_heads", 0)
+    if not isinstance(n_heads, int):
+        return int(config.hidden_size)
+    return n_heads * int(getattr(config, "head_dim", None) or config.hidden_size // max(n_heads, 1))
 
 
 def find_peak_tflops(device: Any) -> float | None:

@@ -72,5 +72,5 @@ def describe_out_of_memory(
     figures.append("no estimate" if estimate_gib is None else f"estimate {estimate_gib:.2f} GiB")
     at = f" of step {phase.step:,}" if phase.step else ""
     library = f" [{said:.160}]" if said else ""
-    where = f"the {phase.name} phase{at} of a {stage} stage"
+    where = f"the {phase.name} phase{at} of {'an' if stage[0] in 'aeis' else 'a'} {stage} stage"
     return f"out of memory in {where} ({', '.join(figures)}). {advice}. {kept}{library}"

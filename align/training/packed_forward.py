@@ -17,17 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
+from qwen_align.align.models.logit_scales import LOGIT_SCALES
 from qwen_align.align.models.packed_attention import PackedLayout, can_pack, pack_completions, pack_rows, read_rows
 from qwen_align.align.training.token_scores import score_tokens
-
-# Settings of architectures by which the logits are more than a linear layer of the hidden states.
-LOGIT_SCALES = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
 
 
 class PackedRows(NamedTuple):

@@ -291,7 +291,7 @@ class World:
 
     def attention(self, runtime: Settings) -> Any:
         """The attention implementation of a model that is trained."""
-        from qwen_align.align.models.packed_attention import set_attention
+        from qwen_align.align.models.attention_setting import set_attention
 
         model = self.load_base()
         set_attention(model, Runtime.model_validate({**CPU, **runtime}).attention, "cpu")

@@ -29,7 +29,7 @@ from rollout import make_model
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
 from qwen_align.align.training.packed_forward import add_packed_head

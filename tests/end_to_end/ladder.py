@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from qwen_align.align.context import MEASURED
 from qwen_align.align.rows import Message, Pair, to_json_line
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
@@ -240,9 +241,9 @@ def metrics(home: Path, name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (stage(home, name) / "metrics.jsonl").read_text().splitlines()]
 
 
-def metrics_without_times(home: Path, *names: str) -> list[dict[str, float]]:
+def metrics_without_measured(home: Path, *names: str) -> list[dict[str, float]]:
     lines = [line for name in names for line in metrics(home, name)]
-    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if not name.startswith(MEASURED)} for line in lines]
 
 
 def wait_for(pattern: str, home: Path, process: "subprocess.Popen[str]") -> None:

@@ -16,7 +16,7 @@ from tests.end_to_end.ladder import (
     SFT,
     TRACES,
     children,
-    metrics_without_times,
+    metrics_without_measured,
     outputs,
     run,
     start,
@@ -59,7 +59,7 @@ def test_killed_in_every_stage_and_resumed_equals_uninterrupted(request: pytest.
     assert resumed == {name: whole[name] for name in resumed}
     assert len(list(tmp_path.glob("store/*/manifest.json"))) == len(KINDS)
     kinds = ("sft", "dpo", "grpo")
-    assert metrics_without_times(tmp_path, *kinds) == metrics_without_times(trained, *kinds)
+    assert metrics_without_measured(tmp_path, *kinds) == metrics_without_measured(trained, *kinds)
 
 
 @pytest.mark.slow(seconds=20)

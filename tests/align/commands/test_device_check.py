@@ -47,16 +47,19 @@ def test_what_fits_is_said_with_every_phase(cli: Callable[..., Any]) -> None:
     assert said.out.startswith("memory of 1 GPU of 24 GB = 22.4 GiB")
     assert re.search(r"grpo \(grpo, Qwen/Qwen3-8B\): fits: 20.6 of 22.4 in draw", said.out)
     assert re.search(r"draw +20\.6  weights 15\.3, keys and values", said.out)
-    assert re.search(r"together at most [\d.]+ h .* at 0.5 a GPU and hour", said.out)
+    hours, price = re.findall(r"all stages together: at most ([\d.]+) h, ([\d.]+) at 0.5 per GPU hour", said.out)[0]
+    assert float(price) == pytest.approx(float(hours) * 0.5, abs=0.03)
+    assert "per GPU hour, without dpo\n" in said.out  # how many pairs there will be is not known
+    assert re.search(r"dpo \(dpo.*?at most, for every 1,000 rows: 6\.\d M tokens trained", said.out, flags=re.DOTALL)
     assert "disk: " in said.out
-    assert "prompts of up to 512 tokens are assumed" in said.out
+    assert "prompts are taken to have up to 512 tokens" in said.out
 
 
 def test_what_does_not_fit_gets_settings_with_which_it_does(cli: Callable[..., Any]) -> None:
     changes = ["--set", "runtime.micro_batch=32", "--set", "runtime.gradient_checkpointing=false"]
     said = cli("check", LORA_RECIPE, *changes, "--gpu", "24GB")
     assert "sft (sft, Qwen/Qwen3-8B): does not fit" in said.out
-    assert "turn runtime.gradient_checkpointing first" in said.out
+    assert "change runtime.gradient_checkpointing first" in said.out
     (line,) = re.findall(r"sft \(sft.*?\n +(runtime: \{.*?\})\n", said.out, flags=re.DOTALL)
     runtime = yaml.safe_load(line)["runtime"]
     pasted = [change for name, value in runtime.items() for change in ("--set", f"runtime.{name}={json.dumps(value)}")]
@@ -74,15 +77,22 @@ def test_full_training_of_a_large_model_is_told_what_is_in_the_way(cli: Callable
 def test_quantised_bases_are_proposed_where_no_runtime_is_enough(cli: Callable[..., Any]) -> None:
     model = "models.base={hub: Qwen/Qwen3-14B, revision: 40c069824f4251a91eefaf281ebe4c544efd3e18}"
     said = cli("check", LORA_RECIPE, "--set", model, "--gpu", "24GB")
-    assert "turn lora first; with this it fits" in said.out
-    assert "base_weights: nf4" in said.out
+    assert "change lora first; with this it fits" in said.out
+    (pasted,) = set(re.findall(r"sft \(sft.*?\n +(lora: \{.*?\})\n", said.out, flags=re.DOTALL))
+    assert yaml.safe_load(pasted)["lora"] == {"rank": 16, "alpha": 32, "base_weights": "nf4"}
     assert "no runtime fits: weights alone: 27.5; take a larger card, or a smaller model" in said.out  # rollouts
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--gpu", "24"], "is no size of memory; write 24GB"),
+        (["--gpu", "24"], "not an amount of memory; write 24GB"),
+        (["--gpu", ""], "not an amount of memory"),
+        (["--gpus", "8x"], "such as 8x80GB"),
+        (["--price", "0.4"], "--price: goes with --gpu"),
+        (["--gpu", "24GB", "--price", "-1"], "a number above 0 is needed"),
+        (["--gpu", "24GB", "--tflops", "0"], "a number above 0 is needed"),
+        (["--gpu", "24GB", "--prompt-tokens", "0"], "a whole number above 0 is needed"),
         (["--gpus", "80GB"], "write the number of GPUs"),
         (["--gpu", "24GB", "--gpus", "2x24GB"], "give one of the two"),
     ],
@@ -91,6 +101,22 @@ def test_wrong_sizes_are_refused(cli: Callable[..., Any], options: list[str], sa
     said = cli("check", LORA_RECIPE, *options)
     assert said.code == 2
     assert says in said.err.replace("\n", " ")
+
+
+def test_gpus_that_a_recipe_does_not_use_yet_are_named(cli: Callable[..., Any]) -> None:
+    said = cli("check", LORA_RECIPE, "--gpus", "3x80GB")
+    assert "`runtime: {processes: 3}`, which the recipe has to say" in said.out
+    assert "batch: 16 does not divide by 3 GPUs; estimated for runtime.processes: 1" in said.out
+    set_so = cli("check", LORA_RECIPE, "--gpus", "2x80GB", "--set", "runtime.processes=2")
+    assert "the recipe has to say" not in set_so.out
+
+
+def test_a_stage_that_does_not_fit_has_no_time(cli: Callable[..., Any]) -> None:
+    said = cli("check", LORA_RECIPE, "--gpu", "12GB", "--set", "stages.grpo.lora=null")
+    grpo = said.out.partition("\ngrpo (")[2].partition("\neval_base")[0]
+    assert "no runtime fits" in grpo
+    assert "at most:" not in grpo
+    assert re.search(r"all stages together: .*, without .*grpo", said.out)
 
 
 def test_a_model_that_is_not_known_is_said_to_be_so(cli: Callable[..., Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost
+from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost, estimate_disk_use
 from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, HOST_BYTES, Device
 from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
@@ -41,6 +41,7 @@ RL: dict[str, Any] = {
     "sampling": {"temperature": 1.0, "max_tokens": 512},
 }
 CARD = Device(24 * GB)
+HEAD = {"kind": "head", "learning_rate": 1e-5}
 
 
 def sft(**given: Any) -> Sft:
@@ -53,6 +54,15 @@ def dpo(**given: Any) -> Dpo:
 
 def grpo(**given: Any) -> Grpo:
     return Grpo(kind="grpo", **{**RL, **given})
+
+
+def evaluate(**given: Any) -> Evaluate:
+    named = {key: COMMON[key] for key in ("name", "from_model", "from_data")}
+    return Evaluate(kind="evaluate", **{**named, "completions_per_prompt": 1, "sampling": {"max_tokens": 64}, **given})
+
+
+def ppo(**given: Any) -> Ppo:
+    return Ppo(kind="ppo", **{**RL, "critic": {"kind": "separate", "learning_rate": 1e-5}, **given})
 
 
 def estimate(settings: Any, size: str = "0.6B", device: Device | None = CARD, **runtime: Any) -> StageEstimate:
@@ -81,15 +91,7 @@ def test_every_kind_has_its_phases() -> None:
         "grpo": ["load", "draw", "score", "update", "save"],
         "vllm": ["load", "draw", "score", "update", "sync", "save"],
     }
-    asked = Evaluate(
-        kind="evaluate",
-        name="s",
-        from_model="m",
-        from_data=["d"],
-        completions_per_prompt=1,
-        sampling={"max_tokens": 64},
-    )
-    assert [phase.name for phase in estimate(asked).phases] == ["load", "draw"]
+    assert [phase.name for phase in estimate(evaluate()).phases] == ["load", "draw"]
     built = BuildData(
         kind="build_data", name="s", builder={"kind": "arithmetic", "rows": "problem", "n": 1, "steps": [1]}
     )
@@ -126,9 +128,8 @@ def test_the_engines_copy_of_the_weights_and_the_reference_count() -> None:
 
 
 def test_a_critic_counts_with_its_gradients_and_activations() -> None:
-    critic = {"kind": "separate", "learning_rate": 1e-5}
-    separate = estimate(Ppo(kind="ppo", **RL, critic=critic), device=None, gradient_checkpointing=False)
-    head = estimate(Ppo(kind="ppo", **RL, critic={**critic, "kind": "head"}), device=None, gradient_checkpointing=False)
+    separate = estimate(ppo(), device=None, gradient_checkpointing=False)
+    head = estimate(ppo(critic=HEAD), device=None, gradient_checkpointing=False)
     shape = read_model_shape(build_qwen3_config("0.6B"))
     assert get_parts(separate, "update")["critic"] > 8.0 * (shape.n_parameters - 1)
     assert get_parts(head, "update")["critic"] < 1e5
@@ -221,7 +222,32 @@ def test_checkpointing_by_auto_is_on_above_half_of_the_memory() -> None:
     for said in (True, False):
         asked = Runtime(gradient_checkpointing=said)
         assert choose_checkpointing(sft(), asked, config, 1) is said
-    assert choose_checkpointing(sft(), Runtime(), {"model_type": "gemma"}, 10**15)
+    unknown = {"model_type": "gemma"}
+    assert choose_checkpointing(sft(), Runtime(), unknown, 10**15)
+    assert choose_checkpointing(ppo(), Runtime(), config, 1)
+    assert choose_checkpointing(ppo(lora=LORA, critic=HEAD), Runtime(), config, 1)
+
+
+def test_activations_under_two_adapters_are_never_computed_again() -> None:
+    """PPO's critic is an adapter on the policy's trunk: a pass computed again would be under the wrong one."""
+    settings, config = ppo(lora=LORA), build_qwen3_config("0.6B")
+    assert not choose_checkpointing(settings, Runtime(), config, 1)
+    assert not choose_checkpointing(settings, Runtime(), {"model_type": "gemma"}, 1)
+    assert estimate(settings, device=Device(1)).checkpointing is False
+    assert estimate(settings).judge(CARD) == "does not fit"
+    fit = find_fit(settings, Runtime(), config, CARD)
+    assert fit is not None
+    settings.check_runtime(Runtime(**fit.runtime))
+    assert list(fit.runtime) == ["micro_batch"]
+
+
+def test_settings_that_fit_name_every_change() -> None:
+    engine = {"kind": "vllm", "gpu_memory_utilization": 0.4}
+    fit = find_fit(grpo(engine=engine), Runtime(), build_qwen3_config("1.7B"), CARD)
+    assert fit is not None
+    assert fit.stage == {"engine": {**engine, "enable_sleep_mode": True}, "optimizer": "adamw_8bit"}
+    again = grpo(engine={**engine, **fit.stage["engine"]}, optimizer=fit.stage["optimizer"])
+    assert estimate(again, "1.7B", **fit.runtime).peak == fit.estimate.peak
 
 
 @pytest.mark.parametrize("size", ["8B", "14B"])
@@ -250,6 +276,29 @@ def test_what_nothing_helps_has_no_fit() -> None:
     assert estimate(sft(lora=LORA, max_tokens=8192), "8B", micro_batch=1).judge(CARD) != "fits"
 
 
+def test_micro_batch_tokens_take_the_place_of_micro_batch() -> None:
+    """As `get_pass_limits` has it, also where they allow more."""
+    limits = micro_batches.get_pass_limits(Runtime(micro_batch=1, micro_batch_tokens=8192), "cuda")
+    found = estimate(sft(), micro_batch=1, micro_batch_tokens=8192)
+    assert found.micro_batch is not None
+    assert found.micro_batch.n_tokens == limits.compute_budget([1024]) == 8192
+    settings, config = sft(max_tokens=4096), build_qwen3_config("0.6B")
+    fit = find_fit(settings, Runtime(micro_batch_tokens=131_072, gradient_checkpointing=True), config, CARD)
+    assert fit is not None
+    assert list(fit.runtime) == ["micro_batch_tokens"]
+    assert 4096 <= fit.runtime["micro_batch_tokens"] < 65_536
+
+
+def test_a_cache_that_is_too_large_and_sampling_in_fp32_are_what_is_changed() -> None:
+    config = build_qwen3_config("8B")
+    fit = find_fit(evaluate(), Runtime(kv_cache_gib=24), config, CARD)
+    assert fit is not None
+    assert (fit.runtime, fit.stage) == ({"kv_cache_gib": None}, {})
+    fit = find_fit(evaluate(precision="fp32"), Runtime(), config, CARD)
+    assert fit is not None
+    assert (fit.runtime, fit.stage) == ({}, {"precision": "bf16"})
+
+
 def test_operations_and_disk() -> None:
     shape = read_model_shape(build_qwen3_config("0.6B"))
     linear = shape.linear + shape.vocabulary * shape.layer.hidden
@@ -257,14 +306,14 @@ def test_operations_and_disk() -> None:
         flops = count_flops_per_token(shape, length=0, is_trained=is_trained, has_frozen_base=is_frozen)
         assert flops == times * linear
     found = estimate(sft())
-    cost = estimate_cost(sft(), found, choose_speed(CARD.n_bytes), n_devices=1, n_rows=32, prompt_tokens=0)
-    assert cost is not None
+    cost = estimate_cost(found, choose_speed(CARD.n_bytes), n_devices=1, n_rows=32, prompt_tokens=0)
     assert cost.trained_tokens == 2 * 16 * 1024
-    assert cost.checkpoint_bytes == 12 * shape.n_parameters
-    twice = estimate_cost(sft(), found, choose_speed(CARD.n_bytes), n_devices=2, n_rows=32, prompt_tokens=0)
-    assert twice is not None
+    twice = estimate_cost(found, choose_speed(CARD.n_bytes), n_devices=2, n_rows=32, prompt_tokens=0)
     assert twice.seconds == cost.seconds / 2
-    assert estimate_cost(sft(), found, choose_speed(1), n_devices=1, n_rows=None, prompt_tokens=0) is None
+    for rate, n_bytes in ((1e-5, 2), (1e-6, 4)):  # a model that is trained at a low rate is handed on in fp32
+        settings = sft(learning_rate=rate)
+        disk = estimate_disk_use(settings, estimate(settings))
+        assert disk == (n_bytes * shape.n_parameters, 12 * shape.n_parameters)
 
 
 def test_sizes_tell_gb_from_gib() -> None:
@@ -273,9 +322,11 @@ def test_sizes_tell_gb_from_gib() -> None:
     assert parse_size("0.5TB") == 5 * 10**11
     assert parse_cards("8x80GB") == (8, 80 * 10**9)
     assert format_card(24 * GB) == "24 GB = 22.4 GiB"
-    for wrong in ("24", "24gb", "GB", "0GB", "-3GB", "24GB2"):
+    assert parse_size("24gb") == parse_size("24GB") < parse_size("24gib")
+    assert parse_cards("8 X 80gb") == parse_cards("8×80GB")
+    for wrong in ("24", "A100", "GB", "0GB", "-3GB", "24GB2"):
         with pytest.raises(RecipeError, match="write 24GB"):
             parse_size(wrong)
-    for wrong in ("80GB", "0x80GB", "x80GB", "ax80GB"):
+    for wrong in ("80GB", "0x80GB", "x80GB", "ax80GB", "8x", "80GBx8"):
         with pytest.raises(RecipeError, match="8x80GB"):
             parse_cards(wrong)

@@ -35,7 +35,6 @@ from qwen_align.align.generation.engine import Request
 from qwen_align.align.models import loading, quantized_base
 from qwen_align.align.models.lora import build_lora_config
 from qwen_align.align.rendering.samples import PairIds, Sample
-from qwen_align.align.rendering.training_set import RenderedPairs, RenderedRows
 from qwen_align.align.rl.algorithm import build_grpo
 from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.trainer import OnlineTrainer
@@ -454,18 +453,16 @@ def trace_sft(case: Case, folder: Path) -> dict[str, Bytes]:
     """Traces an sft stage's step: forward, backward, update."""
     mask = [False] * case.prompt_tokens + [True] * (case.tokens - case.prompt_tokens)
     samples = [Sample(_draw_ids(case.tokens), mask) for _ in range(case.rows * case.accumulation)]
-    rendered = RenderedRows(samples, {}, [case.tokens] * len(samples), {})
     settings = Sft(
         kind="sft", name="s", from_model="m", from_data=["d"], max_tokens=case.tokens, epochs=1, **_build_settings(case)
     )
-    return _trace_trl_stage(case, folder, sft, settings, "render_rows", rendered)
+    return _trace_trl_stage(case, folder, sft, settings, "SampleStream", samples)
 
 
 def trace_dpo(case: Case, folder: Path) -> dict[str, Bytes]:
     """Traces a dpo stage's step: forward (the reference's pass first), backward, update."""
     sides = [_draw_ids(case.tokens - case.prompt_tokens) for _ in range(2 * case.rows * case.accumulation)]
     pairs = [PairIds(_draw_ids(case.prompt_tokens), *sides[i : i + 2]) for i in range(0, len(sides), 2)]
-    rendered = RenderedPairs(pairs, {}, [case.tokens] * len(pairs))
     settings = Dpo(
         kind="dpo",
         name="s",
@@ -476,7 +473,7 @@ def trace_dpo(case: Case, folder: Path) -> dict[str, Bytes]:
         beta=0.1,
         **_build_settings(case),
     )
-    return _trace_trl_stage(case, folder, dpo, settings, "render_pairs", rendered)
+    return _trace_trl_stage(case, folder, dpo, settings, "PairStream", pairs)
 
 
 def _add_reference_columns(_: Any, dataset: Any, *__: Any) -> Any:
@@ -486,10 +483,17 @@ def _add_reference_columns(_: Any, dataset: Any, *__: Any) -> Any:
     return dataset
 
 
+class _DrawnStream(list[Any]):
+    """Stands in for what renders a training set, with rows of token ids that are drawn already."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"dropped": {}, "modes": {}, "longest": max(row.n_tokens for row in self), "supervised_tokens": 0}
+
+
 def _trace_trl_stage(
-    case: Case, folder: Path, stage: Any, settings: Any, render: str, rendered: Any
+    case: Case, folder: Path, stage: Any, settings: Any, stream: str, rows: Sequence[Any]
 ) -> dict[str, Bytes]:
-    """Runs a stage up to its trainer, on rows that are rendered already, and traces the trainer's step."""
+    """Runs a stage up to its trainer, on rows of token ids, and traces the trainer's step."""
     traced: dict[str, Bytes] = {}
 
     context = Context(folder, seed=0, runtime=_build_runtime(case))
@@ -503,7 +507,7 @@ def _trace_trl_stage(
     tokenizer = AutoTokenizer.from_pretrained(str(TINY_BASE))
     tokenizer.pad_token = tokenizer.eos_token
     with (
-        patch.object(stage, render, lambda *_, **__: rendered),
+        patch.object(stage, stream, lambda *_, **__: _DrawnStream(rows)),
         patch.object(loading, "load_renderer", lambda *_, **__: None),
         patch.object(loading, "find_length_limit", lambda *_, **__: None),
         patch.object(fit, "load_padding_tokenizer", lambda *_: tokenizer),

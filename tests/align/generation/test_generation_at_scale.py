@@ -1,6 +1,5 @@
 """The local engine on the embedded model, many tokens of it: exactly the policy's distribution, in any batch."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from qwen_align.data_builders.arithmetic import Arithmetic
 
 FOLDER = Path(__file__).parents[3] / "recipes" / "tiny_base"
 # What CI draws, and what `make evidence` does.
-N_TOKENS = [pytest.param(10_000, marks=pytest.mark.slow(seconds=15)), pytest.param(50_000, marks=pytest.mark.evidence)]
-N_ROWS = [pytest.param(1_000, marks=pytest.mark.slow(seconds=15)), pytest.param(10_000, marks=pytest.mark.evidence)]
+N_TOKENS = [pytest.param(10_000, marks=pytest.mark.slow(seconds=2)), pytest.param(50_000, marks=pytest.mark.evidence)]
+N_ROWS = [pytest.param(1_000, marks=pytest.mark.slow(seconds=5)), pytest.param(10_000, marks=pytest.mark.evidence)]
 SEEN_BIAS = {10_000: 1.1, 50_000: 1.05}  # exponents of a uniform number
 LEAST_P = 1e-3  # of the test of uniformity; the seeds are fixed, so it passes or fails for good
 NEAR_TIE = 1e-4  # of probability between a number and the border of two tokens' intervals
@@ -32,7 +31,6 @@ NEAR_TIE = 1e-4  # of probability between a number and the border of two tokens'
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(int(os.environ.get("QWEN_ALIGN_TEST_THREADS", "2")))
     return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
 

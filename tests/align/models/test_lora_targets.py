@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.models import adapters
@@ -156,6 +156,17 @@ def test_magnitudes_start_as_the_norms_of_rounded_weights_in_fp32() -> None:
     assert {weight.dtype for name, weight in adapted.named_parameters() if ".lora_" in name} == {torch.float32}
 
 
+def test_magnitudes_of_layers_that_hold_their_weights_turned() -> None:
+    config = GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).to(torch.bfloat16)
+    adapted: Any = get_peft_model(model, build_lora_config(lora(["c_attn"], dora=True), model))
+    prepare_adapters(adapted)
+    layer = adapted.base_model.model.transformer.h[0].attn.c_attn
+    norms = layer.base_layer.weight.float().square().sum(dim=0).sqrt()
+    assert torch.allclose(layer.lora_magnitude_vector["default"].weight, norms, rtol=1e-6)
+    adapted(input_ids=torch.arange(5)[None])
+
+
 def test_a_name_that_a_model_without_a_table_does_not_have_is_refused_where_it_is_loaded() -> None:
     model = build_model("olmo2", tie_word_embeddings=True)
     assert list_layers(model.config.to_dict(), "lm_head") is None
@@ -209,6 +220,21 @@ def test_a_merge_that_changes_the_model_is_refused(tmp_path: Path) -> None:
     peft_model.save_pretrained(tmp_path)
     with pytest.raises(StageError, match=r"logits are up to .* of the scale is rounding\); it cannot be merged"):
         adapters.merge_adapter(build_model("qwen3", tie_word_embeddings=True), tmp_path)
+
+
+def test_of_a_mixture_rounding_may_send_some_rows_to_other_experts() -> None:
+    expected = torch.ones(8, 3, 5)
+    actual = expected.clone()
+    actual[:3] += 0.5
+    adapters.require_equal_logits(actual, expected, "a model", is_mixture=True)
+    with pytest.raises(StageError, match="a model's logits"):
+        adapters.require_equal_logits(actual, expected, "a model")
+    actual[3:6] += 0.5
+    with pytest.raises(StageError, match="a model's logits"):
+        adapters.require_equal_logits(actual, expected, "a model", is_mixture=True)
+    actual[0, 0, 0] = torch.nan
+    with pytest.raises(StageError, match="nan"):
+        adapters.require_equal_logits(actual, expected, "a model", is_mixture=True)
 
 
 @pytest.mark.parametrize(("dtype", "passes", "fails"), [(torch.float32, 3e-4, 4e-4), (torch.bfloat16, 0.07, 0.1)])

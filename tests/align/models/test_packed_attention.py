@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from qwen_align.align.models import packed_attention
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.packed_attention import (
     EAGER,
     FLASH,
@@ -27,7 +28,6 @@ from qwen_align.align.models.packed_attention import (
     choose_attention,
     pack_completions,
     pack_rows,
-    set_attention,
 )
 
 SIZES: dict[str, Any] = {

@@ -22,7 +22,7 @@ from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.data_builders.arithmetic import Arithmetic, box_answer
 
-pytestmark = pytest.mark.slow(seconds=25)
+SLOW = pytest.mark.slow(seconds=2)
 
 BASE = Path(__file__).parents[3] / "recipes" / "tiny_base"
 RANK, ALPHA = 4, 12
@@ -111,6 +111,7 @@ def merge_by_hand(out: Path, *, dora: bool, rank_stabilized: bool) -> dict[str, 
     return merged
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("kind", "lora", "precision"),
     [
@@ -157,10 +158,10 @@ def test_an_adapter_of_any_kind_is_trained_merged_and_described(
 @pytest.mark.parametrize(
     ("kind", "lora", "more"),
     [
-        ("sft", NF4 | DORA, {}),
-        ("grpo", NF4, {}),
-        ("sft", None, {"optimizer": "adamw_8bit"}),
-        ("grpo", None, {"optimizer": "adamw_8bit"}),
+        pytest.param("sft", NF4 | DORA, {}, marks=SLOW),
+        pytest.param("grpo", NF4, {}, marks=pytest.mark.evidence),
+        pytest.param("sft", None, {"optimizer": "adamw_8bit"}, marks=pytest.mark.evidence),
+        pytest.param("grpo", None, {"optimizer": "adamw_8bit"}, marks=SLOW),
     ],
 )
 def test_stopped_and_resumed_it_ends_with_the_same_bytes(
@@ -181,8 +182,15 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
 
 
-@pytest.mark.parametrize("kind", ["sft", "ppo"])
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "gradient_checkpointing"),
+    [
+        pytest.param("sft", True, marks=SLOW),
+        pytest.param("ppo", False, marks=SLOW),
+        pytest.param("sft", False, marks=pytest.mark.evidence),
+        pytest.param("ppo", True, marks=pytest.mark.evidence),
+    ],
+)
 def test_activations_in_host_memory_change_nothing(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gradient_checkpointing: bool
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, MambaConfig, MixtralConfig
 
 from qwen_align.align.context import Context
 from qwen_align.align.generation.resumable import find_part_size
@@ -37,6 +37,24 @@ def test_a_mapped_file_is_not_held(tmp_path: Path) -> None:
     mapped = torch.from_file(str(tmp_path / "weights"), size=1 << 26)
     assert float(mapped.sum()) == 0
     assert meter.read_peak().held < 0.1
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        (MixtralConfig(num_local_experts=2), 16),  # whose config says head_dim: null
+        (MambaConfig(state_size=4), 0),
+        (LlamaConfig(num_key_value_heads=2, head_dim=12), 24),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_attention_is_as_wide_as_the_queries_of_any_architecture(config: Any, width: int) -> None:
+    """A figure must never end a training."""
+    sizes = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2} if width else {}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(type(config)(**config.to_diff_dict() | sizes | heads))
+    assert measure_flop_costs(model).pair == 4 * 2 * width
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -66,6 +66,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "rollout": {"kind": "rollout", **DRAWN, "from_data": "problems", "rewards": [{"kind": "random"}]},
     "evaluate": {"kind": "evaluate", **DRAWN, "from_data": ["problems"]},
 }
+SLOW = pytest.mark.slow(seconds=2)
 CUDA_MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.69 GiB"
 
 
@@ -258,7 +259,7 @@ def test_sft_goes_on_from_the_last_completed_step(
     with monkeypatch.context() as patch:
         Lack(patch, BACKWARD, out, steps=2, n=2)
         message = run_out("sft", inputs, out)
-    assert "out of memory in the update phase of step 3 of a sft stage" in message
+    assert "out of memory in the update phase of step 3 of an sft stage" in message
     assert 20 < int(message.partition("longest row ")[2].split()[0]) < 200
     assert "Set runtime.micro_batch: 1 (now 2). Step 2 is saved: `run` goes on from it" in message
     assert "CUDA out of memory" in message
@@ -313,7 +314,7 @@ def test_before_the_first_step_nothing_is_saved(
 ) -> None:
     Lack(monkeypatch, place, tmp_path)
     message = run_out("sft", inputs, tmp_path)
-    assert f"the {phase} of a sft stage" in message
+    assert f"the {phase} of an sft stage" in message
     assert kept in message
     assert not find_checkpoints(tmp_path)
 
@@ -330,10 +331,13 @@ GRID: dict[str, tuple[str, tuple[Any, str], int, int, str, int | None]] = {
     "grpo, draw ahead": ("grpo ahead", DRAWING, 2, 3, "draw phase of step 3", 2),
     "ppo, score": ("ppo", SCORING, 2, 2, "score phase of step 3", 2),
 }
+# One of each way back; the others differ in the kind of stage alone.
+IN_CI = {"sft, weights half written", "sft, saved again", "dpo", "grpo, draw", "grpo, second update of a batch"}
 
 
-@pytest.mark.slow(seconds=2)
-@pytest.mark.parametrize("short", GRID)
+@pytest.mark.parametrize(
+    "short", [pytest.param(one, marks=SLOW if one in IN_CI else pytest.mark.evidence) for one in GRID]
+)
 def test_gone_on_with_equals_uninterrupted(
     short: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
 ) -> None:
@@ -348,7 +352,7 @@ def test_gone_on_with_equals_uninterrupted(
     assert digest(tmp_path / "out") == digest(whole(name))
 
 
-@pytest.mark.slow(seconds=2)
+@SLOW
 @pytest.mark.parametrize("name", ["sft full", "grpo"])
 def test_gone_on_with_a_smaller_micro_batch_equals_uninterrupted_up_to_rounding(
     name: str, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[[str], Path]
@@ -362,7 +366,7 @@ def test_gone_on_with_a_smaller_micro_batch_equals_uninterrupted_up_to_rounding(
         torch.testing.assert_close(one[weight], two[weight], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.slow(seconds=2)
+@SLOW
 def test_a_checkpoint_that_cannot_be_saved_leaves_the_older_one(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,7 +378,7 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_older_one(
     run("sft full", inputs, tmp_path)
 
 
-@pytest.mark.slow(seconds=2)
+@SLOW
 def test_an_engine_with_weights_of_its_own_runs_out_while_they_are_sent(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from qwen_align.align.context import Context
-from qwen_align.align.models.packed_attention import set_attention
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import reward_model, sft
 from qwen_align.align.training import fit, token_scores
