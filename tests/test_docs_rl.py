@@ -17,6 +17,7 @@ TEXT = (Path(__file__).parents[1] / "docs" / "rl.md").read_text(encoding="utf-8"
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
 SHARED_WITH_OTHERS = {"name", "seed", "runtime", "kind", "from_model", "from_data", "on_empty", "learning_rate"} | {
     "schedule", "warmup_steps", "weight_decay", "betas", "max_grad_norm", "precision", "rewards", "steps",
+    "optimizer", "save_weights", "tf32",
 }  # fmt: skip
 
 
