@@ -260,7 +260,7 @@ def test_two_calls_agree_to_the_last_bit_and_so_does_a_new_process():
 
 def test_each_prompt_is_computed_once_for_its_group(model):
     seen = []
-    hook = model.register_forward_pre_hook(
+    hook = model.base_model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     requests = make_requests(lengths=(9, 4), n=8)
@@ -503,7 +503,7 @@ def test_prompts_are_read_in_passes_of_few_tokens(model, prefill_tokens):
     requests = make_requests(lengths=(1, 23, 9, 3, 17, 3, 9))
     whole = sampled(model, requests)
     seen = []
-    hook = model.register_forward_pre_hook(
+    hook = model.base_model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     engine = LocalEngine(model, stop_ids=(0, 1, 2), prefill_tokens=prefill_tokens, kv_cache_gib=gib_for(model, 10_000))
