@@ -16,13 +16,13 @@ from qwen_align.align.estimation.training_memory import (
     measure_scoring,
     measure_update,
 )
+from qwen_align.align.settings.pass_limits import get_pass_limits
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
 from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
 ASSUMED_PROMPT_TOKENS = 512  # where the prompts are not known; our choice, twice a problem of GSM8K or MATH
-CPU_TOKENS = 2048  # of a pass on a CPU, whatever the runtime says: align/training/micro_batches.py
 COMPARED_TOKENS = 64  # of a QLoRA policy's row: align/models/quantization_error.py
 _FP32, _BF16 = 4, 2
 
@@ -246,12 +246,8 @@ class _Training:
             scored = share * self.rows.max_tokens
             total = scored + ceil(share / self.rows.completions_per_prompt) * self.prompt_tokens
             picks_queries = self.rows.max_tokens >= self.prompt_tokens
-        budget = min(runtime.micro_batch, share) * longest
-        if runtime.micro_batch_tokens is not None:  # in the place of both other limits: get_pass_limits
-            budget = max(longest, runtime.micro_batch_tokens)
-        elif not self.is_on_gpu:
-            budget = max(longest, min(budget, CPU_TOKENS))
-        n_tokens = min(budget, total)
+        limits = get_pass_limits(runtime, "cuda" if self.is_on_gpu else "cpu")
+        n_tokens = min(max(longest, limits.compute_budget([longest])), total)
         n_attended = max(n_tokens, round(n_tokens * share * longest / total))
         batch = MicroBatch(n_tokens, max(1, round(n_tokens * scored / total)), n_attended, picks_queries)
         return batch, total > n_tokens

@@ -340,13 +340,16 @@ def _attend_in_groups(rows: Sequence[Tensor], index: "_Index", attend: Callable[
     """
     query, key, value = rows
 
-    def take(tensor: Tensor, which: Tensor | slice, n_rows: int) -> Tensor:
+    def take_rows(tensor: Tensor, which: Tensor | slice, n_rows: int) -> Tensor:
         found = tensor[which] if isinstance(which, slice) else tensor.index_select(0, which)
         return found.view(n_rows, -1, *found.shape[1:]).transpose(1, 2)
 
     found = []
     for group in index.groups:
-        parts = take(query, group.queries, group.n_rows), *(take(one, group.keys, group.n_rows) for one in (key, value))
+        parts = (
+            take_rows(query, group.queries, group.n_rows),
+            *(take_rows(one, group.keys, group.n_rows) for one in (key, value)),
+        )
         found.append(attend(*parts, group.mask).transpose(1, 2).flatten(0, 1))
     together = found[0] if len(found) == 1 else torch.cat(found)
     return together if index.places is None else together.index_select(0, index.places)
@@ -395,7 +398,11 @@ class _Index:
         if any(layout.n_before):
             keys = torch.cat([self._list_tokens(row, before) for row, before in enumerate(layout.n_before)])
         return _KernelIndex(
-            build_ends(layout.lengths), build_ends(n_keys), max(layout.lengths), max(n_keys), _to(keys, self.device)
+            build_ends(layout.lengths),
+            build_ends(n_keys),
+            max(layout.lengths),
+            max(n_keys),
+            None if keys is None else keys.to(self.device),
         )
 
     @cached_property
@@ -431,8 +438,8 @@ class _Index:
 
     def _build_group(self, rows: list[_Row]) -> _Group:
         """Builds the tensors of the attention call of some rows, which are padded with their own last token."""
-        queries = self._join([self._list_tokens(row.number, row.n_again) for row in rows])
-        keys = self._join([self._list_tokens(row.number, row.n_before) for row in rows])
+        queries = self._join_padded([self._list_tokens(row.number, row.n_again) for row in rows])
+        keys = self._join_padded([self._list_tokens(row.number, row.n_before) for row in rows])
         mask = None
         if any(row.n_again < row.n_before for row in rows):
             n_before = torch.tensor([row.n_before for row in rows])
@@ -442,17 +449,13 @@ class _Index:
             mask = (key <= n_before[:, None, None] + query[:, None])[:, None].to(self.device)
         return _Group(len(rows), queries, keys, mask)
 
-    def _join(self, parts: list[Tensor]) -> Tensor | slice:
+    def _join_padded(self, parts: list[Tensor]) -> Tensor | slice:
         longest = max(map(len, parts))
         joined = torch.cat([torch.cat([part, part[-1:].expand(longest - len(part))]) for part in parts])
         first = int(joined[0])
         if bool((joined == torch.arange(first, first + len(joined))).all()):
             return slice(first, first + len(joined))
         return joined.to(self.device)
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
 
 
 def _group_rows(layout: PackedLayout) -> Iterator[list[_Row]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qwen_align.align.models.packed_attention import PackedLayout
 from qwen_align.align.rl.rollouts import Rollouts
-from qwen_align.align.training.micro_batches import PassLimits, fill_passes
+from qwen_align.align.settings.pass_limits import PassLimits
+from qwen_align.align.training.micro_batches import fill_passes
 
 
 def split_among_processes(rollouts: Rollouts, rows: Sequence[int], n: int) -> list[list[int]]:

@@ -10,7 +10,8 @@ from torch import Tensor
 from qwen_align.align.rendering.samples import Sample
 from qwen_align.align.rl.actor import Scores
 from qwen_align.align.rl.micro_batches import MicroBatch, build_micro_batch
-from qwen_align.align.training.micro_batches import PassLimits, fill_passes
+from qwen_align.align.settings.pass_limits import PassLimits
+from qwen_align.align.training.micro_batches import fill_passes
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.scoring import Scorer, set_old_logps
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
+from qwen_align.align.settings.pass_limits import PassLimits, get_pass_limits
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
 from qwen_align.align.training.measured_steps import MeasuredSteps
-from qwen_align.align.training.micro_batches import PassLimits, get_pass_limits
 from qwen_align.align.training.reference_check import check_first_kl
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
@@ -343,11 +343,11 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         """Counts the tokens and pairs of a training pass over a micro-batch, shared prompts once."""
         rows = zip(batch.layout.n_before, batch.layout.lengths, strict=True)
         pairs = sum(n * before + n * (n + 1) / 2 for before, n in rows)
-        self.meter.count(torch.tensor(float(batch.layout.n_tokens)), torch.tensor(pairs))
+        self.meter.count_pass(torch.tensor(float(batch.layout.n_tokens)), torch.tensor(pairs))
 
     def measure_step(self) -> dict[str, float]:
         """Returns the speed of the step's update; that of drawing is its batch's."""
-        return self.meter.read(self.metrics["time/update"])
+        return self.meter.read_speed(self.metrics["time/update"])
 
     def _select_trained_rows(self, rows: Iterable[int]) -> list[int]:
         """Returns the row numbers of the completions that train the model."""

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -53,9 +52,12 @@ SAMPLES_KEPT = 2  # completions a step written to samples.jsonl, to be read by e
 class GrpoTrainer(MeasuredSteps, AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPOTrainer with atomic checkpoints and measured memory. Its speed is not measured."""
 
-    def find_row_lengths(self, inputs: Any) -> Tensor:
-        """Returns no lengths: inputs are prompts here, whose completions TRL has yet to ask for."""
-        return torch.empty(0)
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Computes the gradients of a micro-batch, in the phase `update`."""
+        step, rows = self.state.global_step + 1, self.args.per_device_train_batch_size
+        with self.context.work_on("update", step=step, rows=rows):
+            loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
 
 
 def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:

@@ -28,11 +28,11 @@ class Advice(NamedTuple):
 
 def word_advice(settings: Any, runtime: Runtime, phase: Phase) -> str:
     """Says which setting to turn when a stage ran out of memory in a phase, without a full stop."""
-    advice = advise(settings, runtime, phase)
+    advice = choose_advice(settings, runtime, phase)
     return advice.format() if advice else "No setting is left to change: take a smaller model or more memory"
 
 
-def advise(settings: Any, runtime: Runtime, phase: Phase) -> Advice | None:
+def choose_advice(settings: Any, runtime: Runtime, phase: Phase) -> Advice | None:
     """Returns the setting to turn when a stage ran out of memory in a phase. Returns None where none is left.
 
     Settings that leave the result as it is come first, so that the stage can go on.

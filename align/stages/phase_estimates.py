@@ -9,7 +9,7 @@ from qwen_align.align.estimation.stage_estimate import estimate_stage
 from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json
-from qwen_align.align.training.memory_meter import GIB, read_memory_limit
+from qwen_align.align.training.memory_meter import GIB, read_device_capacity
 
 
 def estimate_memory(settings: Any, inputs: Mapping[str, Path], runtime: Runtime) -> dict[str, float]:
@@ -31,9 +31,8 @@ def estimate_phases(
     Returns nothing for a kind of stage, or a model's architecture, of which there is no estimate.
     """
     is_on_gpu = device.type == "cuda"
-    capacity = read_capacity(device)
     try:
-        device_memory = Device(int(capacity * GIB))
+        device_memory = Device(int(read_device_capacity(device) * GIB))
         estimate = estimate_stage(
             settings, runtime, config, device_memory, is_on_gpu=is_on_gpu, merges_adapters=merges_adapters
         )
@@ -41,12 +40,3 @@ def estimate_phases(
         return {}
     phases = estimate.phases if estimate else []
     return {phase.name: (phase.total - phase.parts["overhead"]) / GIB for phase in phases}
-
-
-def read_capacity(device: Any) -> float:
-    """Returns the memory of a torch device in GiB: of a GPU, else of the machine or container."""
-    if device.type != "cuda":
-        return read_memory_limit()
-    import torch
-
-    return float(torch.cuda.get_device_properties(device).total_memory / GIB)

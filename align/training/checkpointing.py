@@ -1,14 +1,12 @@
 """Decides whether a stage computes its activations again in the backward pass, where its runtime leaves it open."""
 
-import os
-
-import torch
 from transformers import PreTrainedModel
 
 from qwen_align.align.estimation.stage_estimate import choose_checkpointing
 from qwen_align.align.models.loading import choose_device
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.training.memory_meter import GIB, read_device_capacity, read_memory_limit
 
 
 def decide_checkpointing(settings: StageSettings, runtime: Runtime, model: PreTrainedModel) -> Runtime:
@@ -21,16 +19,11 @@ def decide_checkpointing(settings: StageSettings, runtime: Runtime, model: PreTr
         return runtime
     device = choose_device(runtime)
     is_on_gpu = device.type == "cuda"
-    n_bytes = _measure_gpu_memory(device) if is_on_gpu else _measure_share_of_host(runtime)
+    n_bytes = int(read_device_capacity(device) * GIB) if is_on_gpu else _measure_share_of_host(runtime)
     is_on = choose_checkpointing(settings, runtime, model.config.to_dict(), n_bytes, is_on_gpu=is_on_gpu)
     return runtime.model_copy(update={"gradient_checkpointing": is_on})
 
 
-def _measure_gpu_memory(device: torch.device) -> int:
-    """Measures the bytes of a GPU's memory, free or not."""
-    return int(torch.cuda.get_device_properties(device).total_memory)
-
-
 def _measure_share_of_host(runtime: Runtime) -> int:
-    """Measures the bytes of the machine's memory for each of the stage's processes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // runtime.processes
+    """Measures the bytes of the machine's or container's memory for each of the stage's processes."""
+    return int(read_memory_limit() * GIB) // runtime.processes

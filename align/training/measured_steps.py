@@ -29,24 +29,16 @@ class StepMeter:
         self._tokens: Tensor | float = 0.0
         self._flops: Tensor | float = 0.0
 
-    def count_pass(self, lengths: Tensor) -> None:
-        """Counts a training pass over rows of the given lengths in tokens; each token sees those up to itself."""
-        self.count(*_count_pairs(lengths))
-
-    def count_reference_pass(self, lengths: Tensor) -> None:
-        """Counts a reference policy's forward pass over rows that have been counted as read."""
-        self.count_reference(*_count_pairs(lengths))
-
-    def count_reference(self, tokens: Tensor, pairs: Tensor) -> None:
+    def count_reference_pass(self, tokens: Tensor, pairs: Tensor) -> None:
         """Counts a reference policy's forward pass over `tokens`, in which they see `pairs` altogether."""
         self._flops = self._flops + self._costs.count_pass(tokens, pairs, with_backward=False)
 
-    def count(self, tokens: Tensor, pairs: Tensor) -> None:
+    def count_pass(self, tokens: Tensor, pairs: Tensor) -> None:
         """Counts a training pass over `tokens`, in which they see `pairs` tokens altogether, themselves included."""
         self._tokens = self._tokens + tokens
         self._flops = self._flops + self._costs.count_pass(tokens, pairs, with_backward=True)
 
-    def read(self, seconds: float | None = None) -> dict[str, float]:
+    def read_speed(self, seconds: float | None = None) -> dict[str, float]:
         """Returns the speed since the last restart, or in the given seconds, under its names in metrics.jsonl."""
         if not self._tokens:
             return {}
@@ -58,8 +50,8 @@ class StepMeter:
         return figures
 
 
-def _count_pairs(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the tokens of rows of the given lengths, and the pairs of a token and one that it sees."""
+def count_tokens_and_pairs(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Counts the tokens of rows of the given lengths, and the pairs of a token and one that it sees or is."""
     lengths = lengths.double()
     return lengths.sum(), (lengths * (lengths + 1) / 2).sum()
 
@@ -79,7 +71,7 @@ def measure_memory(context: Context) -> dict[str, float]:
 
 
 class MeasuredSteps:
-    """A mixin for a transformers Trainer that measures its steps and sets the phase of its context.
+    """A mixin for a transformers Trainer that measures its steps and what saving them takes.
 
     It comes first among the base classes. `n_reference_passes`: forward passes of a reference policy over each batch.
     """
@@ -96,33 +88,6 @@ class MeasuredSteps:
             self._meter = StepMeter(trainer.model, trainer.args.device)
         return self._meter
 
-    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes the gradients of a micro-batch, in the phase `update`."""
-        trainer: Any = self
-        lengths, meter = self.find_row_lengths(inputs), self.meter
-        with self.context.work_on(
-            "update",
-            step=trainer.state.global_step + 1,
-            rows=trainer.args.per_device_train_batch_size,
-            longest_row=int(lengths.max()) if len(lengths) else None,
-        ):
-            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        meter.count_pass(lengths)
-        for _ in range(self.n_reference_passes):
-            meter.count_reference_pass(lengths)
-        return loss
-
-    def find_row_lengths(self, inputs: Any) -> Tensor:
-        """Returns the lengths of the rows of a micro-batch, padded or packed one behind the other; (rows,), in tokens.
-
-        On the CPU, where the batch still is.
-        """
-        if "attention_mask" in inputs:
-            lengths: Tensor = inputs["attention_mask"].sum(dim=1)
-            return lengths
-        starts = (inputs["position_ids"].flatten() == 0).nonzero().flatten()
-        return torch.diff(starts, append=starts.new_tensor([inputs["position_ids"].numel()]))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs a step's metrics with the figures of its speed and memory."""
         if "loss" in logs:
@@ -133,7 +98,7 @@ class MeasuredSteps:
 
     def measure_step(self) -> dict[str, float]:
         """Returns the speed of the step that has just ended."""
-        return self.meter.read()
+        return self.meter.read_speed()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Saves a checkpoint, in the phase `save`. Its time is no step's."""

@@ -67,7 +67,7 @@ class CudaMeter:
 
         self._device = device
         torch.cuda.reset_peak_memory_stats(device)
-        self._capacity = torch.cuda.get_device_properties(device).total_memory / GIB
+        self._capacity = read_device_capacity(device)
 
     def read_peak(self) -> PeakMemory:
         """Returns the most memory of tensors and of the allocator since the stage began."""
@@ -111,3 +111,12 @@ def read_memory_limit() -> float:
         except (OSError, ValueError):  # another version of cgroups, or "max"
             continue
     return min(limits) / GIB
+
+
+def read_device_capacity(device: Any) -> float:
+    """Returns the memory of a torch device in GiB: of a GPU, else of the machine or container."""
+    if device.type != "cuda":
+        return read_memory_limit()
+    import torch
+
+    return float(torch.cuda.get_device_properties(device).total_memory / GIB)

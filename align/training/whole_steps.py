@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qwen_align.align.models.packed_attention import can_pack
+from qwen_align.align.settings.pass_limits import get_pass_limits
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
-from qwen_align.align.training.measured_steps import MeasuredSteps, StepMeter
-from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
+from qwen_align.align.training.measured_steps import MeasuredSteps, StepMeter, count_tokens_and_pairs
+from qwen_align.align.training.micro_batches import plan_micro_batches
 from qwen_align.align.training.packed_forward import applies_head_alone, count_common_tokens
 
 Row = dict[str, Any]
@@ -167,13 +168,13 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     def _count_pass(self, batch: Batch, meter: StepMeter) -> None:
         """Counts the tokens of a pass and what they see, a common beginning once where it is computed once."""
         lengths = batch["attention_mask"].sum(dim=1)
-        tokens, pairs = lengths.sum(), (lengths.double() * (lengths + 1) / 2).sum()
+        tokens, pairs = count_tokens_and_pairs(lengths)
         if self.are_pairs and self.reads_packed:
-            shared = count_common_tokens(batch["input_ids"], lengths)
-            tokens, pairs = tokens - shared.sum(), pairs - (shared.double() * (shared + 1) / 2).sum()
-        meter.count(tokens, pairs)
+            shared_tokens, shared_pairs = count_tokens_and_pairs(count_common_tokens(batch["input_ids"], lengths))
+            tokens, pairs = tokens - shared_tokens, pairs - shared_pairs
+        meter.count_pass(tokens, pairs)
         for _ in range(self.n_reference_passes):
-            meter.count_reference(tokens, pairs)
+            meter.count_reference_pass(tokens, pairs)
 
     # --- metrics
 

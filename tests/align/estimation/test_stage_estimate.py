@@ -12,7 +12,6 @@ from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
 from qwen_align.align.estimation.stage_estimate import (
     COMPARED_TOKENS,
-    CPU_TOKENS,
     StageEstimate,
     choose_checkpointing,
     estimate_stage,
@@ -24,11 +23,11 @@ from qwen_align.align.settings.build_data import BuildData
 from qwen_align.align.settings.dpo import Dpo
 from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.grpo import Grpo
+from qwen_align.align.settings.pass_limits import CPU_TOKENS, get_pass_limits
 from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.training import micro_batches
 
 COMMON: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "learning_rate": 1e-5}
 LORA = {"rank": 16, "alpha": 32}
@@ -176,7 +175,7 @@ def test_a_micro_batch_is_bounded_by_rows_tokens_and_what_a_step_has() -> None:
     on_cpu = estimate_stage(sft(), Runtime(micro_batch=16), build_qwen3_config("0.6B"), is_on_gpu=False)
     assert on_cpu is not None
     assert on_cpu.micro_batch is not None
-    assert on_cpu.micro_batch.n_tokens == CPU_TOKENS == micro_batches.CPU_TOKENS
+    assert on_cpu.micro_batch.n_tokens == CPU_TOKENS
     # A step of one prompt has it once.
     assert count_tokens(grpo(prompts_per_step=1), micro_batch=64) == 512 + 8 * 512
 
@@ -278,7 +277,7 @@ def test_what_nothing_helps_has_no_fit() -> None:
 
 def test_micro_batch_tokens_take_the_place_of_micro_batch() -> None:
     """As `get_pass_limits` has it, also where they allow more."""
-    limits = micro_batches.get_pass_limits(Runtime(micro_batch=1, micro_batch_tokens=8192), "cuda")
+    limits = get_pass_limits(Runtime(micro_batch=1, micro_batch_tokens=8192), "cuda")
     found = estimate(sft(), micro_batch=1, micro_batch_tokens=8192)
     assert found.micro_batch is not None
     assert found.micro_batch.n_tokens == limits.compute_budget([1024]) == 8192

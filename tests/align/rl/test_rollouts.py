@@ -16,8 +16,8 @@ from qwen_align.align.rl.micro_batches import (
     split_among_processes,
 )
 from qwen_align.align.rl.rollouts import Rollouts
+from qwen_align.align.settings.pass_limits import CPU_TOKENS, PassLimits, get_pass_limits
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.training.micro_batches import CPU_TOKENS, PassLimits, get_pass_limits
 
 N_PROMPT, N_TOKENS = [4, 4, 4, 7, 7], [3, 6, 1, 4, 2]
 

@@ -15,7 +15,7 @@ from qwen_align.align.generation.resumable import find_part_size
 from qwen_align.align.pipeline import kernel_kills
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training import memory_meter
-from qwen_align.align.training.measured_steps import MeasuredSteps, StepMeter
+from qwen_align.align.training.measured_steps import StepMeter, count_tokens_and_pairs
 from qwen_align.align.training.memory_meter import CpuMeter, PeakMemory
 from qwen_align.align.training.model_flops import PEAK_TFLOPS, find_peak_tflops, measure_flop_costs
 
@@ -76,23 +76,17 @@ def test_operations_are_those_that_torch_counts(tiny_model: Path, lora: bool) ->
     assert counter.get_total_flops() == pytest.approx(float(counted), rel=1e-6)
 
 
-def test_rows_count_without_padding_packed_or_not() -> None:
-    padded = {"attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
-    packed = {"position_ids": torch.tensor([[0, 1, 2, 0]])}
-    for inputs in (padded, packed):
-        assert MeasuredSteps().find_row_lengths(inputs).tolist() == [3, 1]
-
-
 def test_a_step_says_its_speed_from_the_tokens_and_pairs_of_its_rows(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     meter, costs = StepMeter(model, torch.device("cpu")), measure_flop_costs(model)
-    assert meter.read(1.0) == {}, "nothing is counted yet"
-    meter.count_pass(torch.tensor([3, 1]))
-    meter.count_reference_pass(torch.tensor([3, 1]))
+    assert meter.read_speed(1.0) == {}, "nothing is counted yet"
+    counted = count_tokens_and_pairs(torch.tensor([3, 1]))
+    meter.count_pass(*counted)
+    meter.count_reference_pass(*counted)
     flops = 4 * (costs.train + costs.forward) + (6 + 1) * (3 + 1) * costs.pair
-    assert meter.read(2.0) == {
+    assert meter.read_speed(2.0) == {
         "speed/tokens_per_second": pytest.approx(2.0),
         "speed/tflops": pytest.approx(flops / 2e12),
     }

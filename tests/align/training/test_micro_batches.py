@@ -5,8 +5,9 @@ from typing import Any
 import datasets
 import pytest
 
+from qwen_align.align.settings.pass_limits import CPU_TOKENS, get_pass_limits
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.training.micro_batches import CPU_TOKENS, get_pass_limits, plan_micro_batches
+from qwen_align.align.training.micro_batches import plan_micro_batches
 from qwen_align.align.training.whole_steps import StepRows
 
 LENGTHS = [5, 40, 12, 12, 7, 31]

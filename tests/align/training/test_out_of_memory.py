@@ -29,7 +29,7 @@ from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import Message, Pair, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.stages.memory_advice import advise
+from qwen_align.align.stages.memory_advice import choose_advice
 from qwen_align.align.store import integrity
 from qwen_align.align.training.out_of_memory import is_out_of_memory
 from qwen_align.align.training.step_guard import StepGuard, _keep_last_step
@@ -226,7 +226,7 @@ def test_the_setting_to_turn_is_the_first_that_leaves_less_in_memory(
     turned: tuple[str, Any, bool] | None,
 ) -> None:
     spec: Any = TypeAdapter[Any](AnyStage).validate_python({"name": "stage", **STAGES[name], **settings})
-    advice = advise(spec, Runtime.model_validate({"device": "cpu", **runtime}), phase)
+    advice = choose_advice(spec, Runtime.model_validate({"device": "cpu", **runtime}), phase)
     assert (advice and (advice.setting, advice.value, advice.in_key)) == turned
 
 
