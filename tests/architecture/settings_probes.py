@@ -284,7 +284,8 @@ class World:
 
     def passes(self, runtime: Settings) -> Any:
         """Which rows of fixed lengths go into which forward pass."""
-        from qwen_align.align.training.micro_batches import get_pass_limits, plan_micro_batches
+        from qwen_align.align.settings.pass_limits import get_pass_limits
+        from qwen_align.align.training.micro_batches import plan_micro_batches
 
         limits = get_pass_limits(Runtime.model_validate({**CPU, **runtime}), "cpu")
         return plan_micro_batches([30, 7, 12, 25], limits, is_padded=False)
