@@ -70,13 +70,13 @@ def fork_stage(request: dict[str, Any], imported: float) -> list[int]:
     pids = [os.fork()]
     if pids[0] == 0:
         _attach_to_log(request)
-        if n_processes > 1:
+        if request["is_group"]:
             store = _open_rendezvous_store(n_processes)
             os.write(write, str(store.port).encode())
             _set_rank(0, n_processes, store.port)
         _run_and_exit(request, imported)
     os.close(write)
-    port = os.read(read, 16) if n_processes > 1 else b""  # nothing, if the first has died
+    port = os.read(read, 16) if request["is_group"] else b""  # nothing, if the first has died
     os.close(read)
     for rank in range(1, n_processes if port else 1):
         pids.append(os.fork())

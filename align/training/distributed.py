@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
+# The default of 30 minutes would end a stage in which one process draws or judges for hours while another waits.
+TIMEOUT = timedelta(days=7)
+
 
 def get_rank() -> int:
     """Returns the rank of this process among the stage's processes.
@@ -47,8 +50,7 @@ def connect_on_cpu() -> None:
     if get_world_size() > 1 and not is_connected():
         import torch.distributed
 
-        # The default of 30 minutes would end a stage in which one process has more to do than another.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
 
 
 def wait_for_all() -> None:
