@@ -59,7 +59,7 @@ def test_what_does_not_fit_gets_settings_with_which_it_does(cli: Callable[..., A
     changes = ["--set", "runtime.micro_batch=32", "--set", "runtime.gradient_checkpointing=false"]
     said = cli("check", LORA_RECIPE, *changes, "--gpu", "24GB")
     assert "sft (sft, Qwen/Qwen3-8B): does not fit" in said.out
-    assert "change runtime.gradient_checkpointing first" in said.out
+    assert "change runtime.micro_batch first" in said.out
     (line,) = re.findall(r"sft \(sft.*?\n +(runtime: \{.*?\})\n", said.out, flags=re.DOTALL)
     runtime = yaml.safe_load(line)["runtime"]
     pasted = [change for name, value in runtime.items() for change in ("--set", f"runtime.{name}={json.dumps(value)}")]

@@ -94,9 +94,7 @@ def test_every_kind_of_stage_that_needs_torch_has_settings_here() -> None:
 @pytest.mark.parametrize(
     ("kind", "number"), [(kind, number) for kind, variants in SETTINGS.items() for number in range(len(variants))]
 )
-def test_all_models_of_a_stage_have_the_attention_that_its_runtime_says(
-    kind: str, number: int, world: World
-) -> None:
+def test_all_models_of_a_stage_have_the_attention_that_its_runtime_says(kind: str, number: int, world: World) -> None:
     stage = {"kind": kind, **SETTINGS[kind][number], "runtime": {"attention": "eager"}}
     with record_attention() as found:
         world.stage(stage)
