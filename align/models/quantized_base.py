@@ -18,18 +18,29 @@ from qwen_align.align.models import loading
 from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_precision import Precision, Trained
+from qwen_align.align.models.weight_shards import build_shard_mesh
+from qwen_align.align.models.zero3_shards import partition_with_zero3
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.strategy import choose_strategy
 
 # What transformers sets on a model that it has quantised; PEFT and TRL read them.
 _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
 
 
 def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True) -> PreTrainedModel:
-    """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits."""
+    """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits.
+
+    Where processes shard the weights, each loads its shard.
+    """
+    device = loading.choose_device(runtime)
     if settings.lora is None or settings.lora.base_weights != "nf4":
-        return loading.load_model_to_train(folder, settings, needs_head=needs_head)
+        mesh = build_shard_mesh(runtime, device)
+        model = loading.load_model_to_train(folder, settings, needs_head=needs_head, mesh=mesh)
+        if choose_strategy(runtime) == "zero3":
+            partition_with_zero3(model)
+        return model
     assert settings.precision != "auto"
-    return load_quantized_model(folder, settings.precision, loading.choose_device(runtime), needs_head=needs_head)
+    return load_quantized_model(folder, settings.precision, device, needs_head=needs_head)
 
 
 def load_quantized_model(
