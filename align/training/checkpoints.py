@@ -1,19 +1,17 @@
 """Writes checkpoints atomically and finds the newest undamaged checkpoint."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import TrainerState, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json, remove_tree
 from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all
+from qwen_align.align.training.gathered_weights import gather_state
 
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
 
@@ -84,11 +82,11 @@ class AtomicCheckpoints:
         wait_for_all()
         self.last_saved_step = self.state.global_step
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Saves the model, cast to `handed_on_dtype` when it is to be handed on."""
-        if self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
-            state_dict = cast_state(self.model, state_dict or self.model.state_dict(), self.handed_on_dtype)
-        super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
+    def save_trained_model(self, folder: Path) -> None:
+        """Saves the trained model for the next stage, cast to `handed_on_dtype`; every process has to call it."""
+        state = gather_state(self, self.model)
+        self._save(str(folder), state_dict=state)  # type: ignore[attr-defined]  # of transformers' Trainer
+        wait_for_all()
 
     def _save_extra_state(self, folder: Path) -> None:
         """Saves a subclass's own state into the checkpoint folder.
