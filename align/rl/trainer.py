@@ -48,6 +48,7 @@ from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import check_first_kl
+from qwen_align.align.training.whole_weights import gather_weights
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -77,6 +78,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     model: Actor
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    weight_files = WEIGHTS
+    extra_files = (STATE,)
 
     def __init__(
         self,
@@ -447,8 +450,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         policy, only_policy = self.model.policy, dict[str, Any]()
         if isinstance(policy, PeftModel):
             only_policy["selected_adapters"] = [POLICY_ADAPTER]
-        if self.is_deepspeed_enabled:
-            weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if self._strategy != "ddp":
+            weights = gather_weights(self)
             only_policy["state_dict"] = {
                 name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
             }
@@ -524,7 +527,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the trained weights from a checkpoint folder."""
-        _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads from a checkpoint what `_save_extra_state` saved."""
