@@ -77,6 +77,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     model: Actor
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    weight_files = WEIGHTS
+    extra_files = (STATE,)
 
     def __init__(
         self,
@@ -506,7 +508,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the trained weights from a checkpoint folder."""
-        _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads from a checkpoint what `_save_extra_state` saved."""

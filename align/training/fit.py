@@ -19,7 +19,7 @@ from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 from qwen_align.align.training.activation_offloading import offload_activations
 from qwen_align.align.training.step_guard import run_guarded
-from qwen_align.align.training.strategies import require_strategy
+from qwen_align.align.training.strategies import read_strategy, require_strategy
 
 CONFIG = "config.json"
 FP32 = torch.float32
@@ -44,9 +44,10 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     trainer.context = context
     require_fp32_masters(trainer.model)
     require_strategy(trainer, context.runtime)
-    resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
+    resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints", read_strategy(trainer.accelerator))
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)
+    trainer.resumed_from = resume_point.saved_by
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
     checkpoint = str(resume_point.folder) if resume_point.folder else None
