@@ -110,7 +110,7 @@ def read_strategy(accelerator: Any) -> Strategy:
     """Returns the strategy that an accelerator was set up for."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
-    if kind == DistributedType.FSDP:
-        return f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"
+        return name_zero_strategy(accelerator.state.deepspeed_plugin.zero_stage)
+    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version == 2:
+        return "fsdp2"
     return "ddp"
