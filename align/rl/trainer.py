@@ -24,7 +24,6 @@ from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.assign_advantages import compute_mean_kl, estimate_reference_kl
@@ -46,6 +45,7 @@ from qwen_align.align.settings.pass_limits import PassLimits, get_pass_limits
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
+from qwen_align.align.training.gathered_weights import save_gathered_model
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import check_first_kl
 
@@ -77,6 +77,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     model: Actor
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    weight_files = WEIGHTS
+    extra_files = (STATE,)
 
     def __init__(
         self,
@@ -435,29 +437,11 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     # --- checkpoints, and what the stage hands on
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the policy for the next stage; transformers itself calls this for checkpoints."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-        else:
-            self._save_policy(output_dir or str(self.args.output_dir))
-
-    def _save_policy(self, folder: str) -> None:
+    def save_trained_model(self, folder: Path) -> None:
         """Saves the policy alone, as a model folder or an adapter folder in Hugging Face form."""
-        policy, only_policy = self.model.policy, dict[str, Any]()
-        if isinstance(policy, PeftModel):
-            only_policy["selected_adapters"] = [POLICY_ADAPTER]
-        if self.is_deepspeed_enabled:
-            weights = self.accelerator.get_state_dict(self.model_wrapped)
-            only_policy["state_dict"] = {
-                name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
-            }
-        elif self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
-            only_policy["state_dict"] = policy.state_dict()
-        if "state_dict" in only_policy and self.handed_on_dtype is not None:
-            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
-        if self.args.should_save:
-            policy.save_pretrained(folder, **only_policy)
+        policy = self.model.policy
+        only_policy = {"selected_adapters": [POLICY_ADAPTER]} if isinstance(policy, PeftModel) else {}
+        save_gathered_model(self, policy, folder, **only_policy)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clips the gradients of policy and critic, each to the limit, and returns the policy's norm before that.
@@ -524,7 +508,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the trained weights from a checkpoint folder."""
-        _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads from a checkpoint what `_save_extra_state` saved."""
