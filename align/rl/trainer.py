@@ -24,7 +24,6 @@ from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.assign_advantages import compute_mean_kl, estimate_reference_kl
@@ -48,10 +47,10 @@ from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
 from qwen_align.align.training.frozen_models import prepare_frozen
-from qwen_align.align.training.gathered_weights import save_gathered_model
+from qwen_align.align.training.gathered_weights import gather_state, save_gathered_model
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import check_first_kl
-from qwen_align.align.training.whole_copy import copy_weights
+from qwen_align.align.training.whole_copy import copy_weights, set_weight
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -81,6 +80,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     model: Actor
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    weight_files = WEIGHTS
+    extra_files = (STATE,)
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         rollout_source.score_drawn = self._score_drawn
         self._zero_parts: ZeroParts | None = None
         self._was_skipped = False  # the present step's update
+        self._reference_state: dict[str, Tensor] = {}  # while a checkpoint is saved
         self._score_reference: Any = None if reference is None else prepare_frozen(reference, self.accelerator)
 
     # --- what Trainer asks for
@@ -449,27 +451,11 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     # --- checkpoints, and what the stage hands on
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the policy for the next stage; transformers itself calls this for checkpoints."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-        else:
-            self._save_policy(output_dir or str(self.args.output_dir))
-
-    def _save_policy(self, folder: str) -> None:
+    def save_trained_model(self, folder: Path) -> None:
         """Saves the policy alone, as a model folder or an adapter folder in Hugging Face form."""
-        policy, only_policy = self.model.policy, dict[str, Any]()
-        if isinstance(policy, PeftModel):
-            only_policy["selected_adapters"] = [POLICY_ADAPTER]
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            save_gathered_model(self, policy, Path(folder), **only_policy)
-            return
-        if self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
-            only_policy["state_dict"] = policy.state_dict()
-        if "state_dict" in only_policy and self.handed_on_dtype is not None:
-            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
-        if self.args.should_save:
-            policy.save_pretrained(folder, **only_policy)
+        policy = self.model.policy
+        only_policy = {"selected_adapters": [POLICY_ADAPTER]} if isinstance(policy, PeftModel) else {}
+        save_gathered_model(self, policy, folder, **only_policy)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clips the gradients of policy and critic, each to the limit, and returns the policy's norm before that.
@@ -493,13 +479,20 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         return policy_norm
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Saves the trained weights of policy and critic into a checkpoint. DeepSpeed has files of its own."""
-        if self.args.should_save and not self.is_deepspeed_enabled:
+        """Saves the trained weights of policy and critic into a checkpoint."""
+        if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             trained = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint, with the reference where the policy has taken its place."""
+        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
+            self._reference_state = gather_state(self, self.reference.policy)
+        super()._save_checkpoint(model, trial)
+        self._reference_state = {}
 
     def _save_extra_state(self, folder: Path) -> None:
         """Saves into a checkpoint the other state needed to resume: controllers, watchdogs, rollouts, prompt stream.
@@ -517,8 +510,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             save_batch(unfinished.prefetched, folder / PENDING)
         if state["minibatches"] and self.rollouts is not None:
             self.rollouts.save(folder / ROLLOUTS)
-        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
-            save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
+        if self._reference_state:
+            save_file(self._reference_state, folder / REFERENCE)
 
     def _collect_state(self) -> "UnfinishedStep":
         """Returns what a checkpoint of the present weights has to hold beside them and the rollouts."""
@@ -541,7 +534,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the trained weights from a checkpoint folder."""
-        _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads from a checkpoint what `_save_extra_state` saved."""
@@ -558,7 +554,9 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             self.rollouts = Rollouts.load(folder / ROLLOUTS)
         if (folder / REFERENCE).exists():
             assert self.reference is not None
-            _load_weights(self.reference.policy, folder / REFERENCE)
+            weights = dict(self.reference.policy.named_parameters())
+            for name, weight in load_file(folder / REFERENCE).items():
+                set_weight(weights[name], weight)
 
     # --- devices
 

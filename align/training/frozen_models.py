@@ -20,7 +20,7 @@ def prepare_frozen(model: nn.Module, accelerator: Any) -> Any:
     if accelerator.distributed_type == DistributedType.FSDP:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
-        return fsdp2_prepare_model(accelerator, model)
+        return _Resharded(fsdp2_prepare_model(accelerator, model))
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
         return _shard_by_deepspeed(model, accelerator.state.deepspeed_plugin.deepspeed_config)
     return model.to(accelerator.device)
@@ -43,3 +43,19 @@ def _shard_by_deepspeed(model: Any, config: dict[str, Any]) -> Any:
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     engine.eval()
     return engine
+
+
+class _Resharded:
+    """A frozen model of FSDP2 that holds its parts alone after each pass.
+
+    FSDP2 keeps what lies outside of the layers, embeddings and head, for a backward pass, which never comes.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            self.model.reshard()

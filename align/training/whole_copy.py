@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from qwen_align.align.models.bf16_weights import list_weights_kept_from_bf16
 
@@ -86,6 +87,9 @@ def set_weight(weight: Any, whole: Tensor) -> None:
 
 def copy_weights(source: nn.Module, target: nn.Module, device: torch.device) -> None:
     """Copies the weights of a module to another of the same kind, one at a time; processes may hold parts of both."""
+    for module in target.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what is written to a gathered weight is lost
     originals = dict(source.named_parameters())
     for name, weight in target.named_parameters():
         set_weight(weight, gather_weight(originals[name], device))

@@ -1,8 +1,8 @@
 """Lets accelerate shard with FSDP2 in processes that are connected by gloo; for tests alone, in PYTHONPATH.
 
-accelerate shards only where it sees several GPUs, and on CPUs it trains as plain data parallelism without a word. Python
-imports this file at its start where its folder is in PYTHONPATH, so the processes of a stage are patched too. Nothing
-is imported here before accelerate is.
+accelerate shards only where it sees several GPUs, and on CPUs it trains as plain data parallelism without a word.
+Python imports this file at its start where its folder is in PYTHONPATH, so the processes of a stage are patched too.
+accelerate is not imported here, but patched once it is.
 """
 
 import importlib.abc

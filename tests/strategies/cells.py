@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 from tests.end_to_end import ladder
 
 FSDP2_ON_GLOO = Path(__file__).parents[1] / "fsdp2_on_gloo"

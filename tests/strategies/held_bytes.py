@@ -19,7 +19,7 @@ MEASURED_STEP = 3  # the optimiser's state exists, and everything has been relea
 
 
 class HeldBytes(TrainerCallback):  # type: ignore[misc]
-    """A callback that writes what is held, and how the process trains, to a file of its rank, before an optimiser step."""
+    """A callback that writes what is held before an optimiser step, and how the process trains, to its rank's file."""
 
     def __init__(self, trainer: Any, folder: Path) -> None:
         self.trainer, self.path = trainer, folder / f"held-{get_rank()}.json"
@@ -44,7 +44,7 @@ class HeldBytes(TrainerCallback):  # type: ignore[misc]
     def describe(self, optimizer: Any, *, is_deepspeed: bool) -> dict[str, Any]:
         """Returns the distributed type, the number of processes and the bytes held."""
         accelerator = self.trainer.accelerator
-        parameters = [p for p in self.trainer.model.parameters() if p.requires_grad]
+        parameters = [*self.trainer.model.parameters()]
         if is_deepspeed:
             held = {
                 "parameters": [part for p in parameters for part in (p.data, getattr(p, "ds_tensor", None))],

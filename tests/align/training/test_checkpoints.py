@@ -15,13 +15,14 @@ from qwen_align.align.training import checkpoints
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth", "more/state.json")
 
 
-def make(home: Path, step: int, world_size: int = 1) -> Path:
+def make(home: Path, step: int, world_size: int = 1, strategy: str = "ddp") -> Path:
     """A checkpoint put in place as trainers do, and nothing else there."""
     folder = checkpoints.get_partial_folder(home, step)
     for name in FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"{name} of step {step}".encode() * 100)
-    integrity.seal_folder(folder, step=step, world_size=world_size)
+    digests = integrity.digest_files(folder, FILES)
+    integrity.seal_folder(folder, digests, step=step, world_size=world_size, strategy=strategy)
     folder.rename(home / folder.name)
     return home / folder.name
 
@@ -150,7 +151,7 @@ def test_finishing_one_deletes_the_others_damaged_ones_too(tmp_path: Path) -> No
     folder = checkpoints.get_partial_folder(tmp_path, 7)
     folder.mkdir(parents=True)
     (folder / "optimizer.pt").write_text("o")
-    checkpoints.publish_checkpoint(tmp_path, 7)
+    checkpoints.publish_checkpoint(tmp_path, 7, checkpoints.digest_own_files(folder), "ddp")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"]
     assert checkpoints.find_newest_checkpoint(tmp_path).step == 7
 
