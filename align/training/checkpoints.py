@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import TrainerState, TrainingArguments, set_seed
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.settings.runtime import Strategy
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import remove_tree
@@ -32,6 +30,7 @@ from qwen_align.align.training.distributed import (
     wait_for_all,
     wait_until_visible,
 )
+from qwen_align.align.training.gathered_weights import gather_state
 from qwen_align.align.training.resume_rules import (
     SavedBy,
     find_obstacle,
@@ -40,7 +39,6 @@ from qwen_align.align.training.resume_rules import (
     read_saved_by,
 )
 from qwen_align.align.training.strategies import read_strategy
-from qwen_align.align.training.whole_weights import gather_weights
 
 
 class ResumePoint(NamedTuple):
@@ -136,19 +134,15 @@ class AtomicCheckpoints:
         return needed + [f"{one.name}/{name}" for one in shards for name in read_shard_names(one)]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the whole model; in a checkpoint of shards nothing, as those hold the weights already."""
+        """Saves the whole model into a checkpoint; in one of shards nothing, as those hold the weights already."""
         if self._strategy == "ddp":
             super().save_model(output_dir, _internal_call=_internal_call)  # type: ignore[misc]
-        elif not _internal_call:
-            weights = gather_weights(self)
-            if self.args.should_save:
-                self._save(output_dir, state_dict=weights)
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Saves the model, cast to `handed_on_dtype` when it is to be handed on."""
-        if self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32 and self.args.should_save:
-            state_dict = cast_state(self.model, state_dict or self.model.state_dict(), self.handed_on_dtype)
-        super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
+    def save_trained_model(self, folder: Path) -> None:
+        """Saves the trained model for the next stage, cast to `handed_on_dtype`; every process has to call it."""
+        state = gather_state(self, self.model)
+        self._save(str(folder), state_dict=state)  # type: ignore[attr-defined]  # of transformers' Trainer
+        wait_for_all()
 
     def _save_extra_state(self, folder: Path) -> None:
         """Saves a subclass's own state into the checkpoint folder.

@@ -72,7 +72,7 @@ def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path
     """Saves the trained model for the next stage, as a full model or as an adapter."""
     folder = out / ("adapter" if settings.lora else "model")
     with context.work_on("save"):
-        trainer.save_model(str(folder))
+        trainer.save_trained_model(folder)
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if settings.lora:
@@ -82,8 +82,10 @@ def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path
         else:
             loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)
             loading.add_end_of_turn_stop(folder)
-            if settings.save_weights == "bf16":
-                write_json(folder / CONFIG, read_json(folder / CONFIG) | {"dtype": "bfloat16"})
+            dtype = "bfloat16" if settings.save_weights == "bf16" else "float32"
+            config = read_json(folder / CONFIG)
+            if config["dtype"] != dtype:  # it is that of the weights that were computed with
+                write_json(folder / CONFIG, config | {"dtype": dtype})
             asked = find_handed_on_precision(settings, loading.find_precision(source))
             is_said = asked == settings.save_weights
             write_json(out / MODEL, {"model": "model"} | ({} if is_said else {"precision": asked}))

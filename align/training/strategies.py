@@ -12,13 +12,16 @@ from transformers import TrainingArguments
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.settings.runtime import Runtime, Strategy
-from qwen_align.align.settings.strategy import ZERO_STAGES, choose_strategy, read_deepspeed_file, uses_deepspeed
+from qwen_align.align.settings.strategy import (
+    REDUCED_NUMBERS,
+    ZERO_STAGES,
+    choose_strategy,
+    read_deepspeed_file,
+    uses_deepspeed,
+)
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training.distributed import TIMEOUT, get_world_size, is_main_process
 
-# Gradients that ZeRO-1 and ZeRO-2 exchange at once, 0.8 GB in fp32: the example of DeepSpeed's documentation. Its default,
-# 5e8, takes 2 GB beside a model that hardly fits.
-REDUCED_NUMBERS = 200_000_000
 STRATEGY_FILE = "strategy.json"  # in the stage's folder: the arguments of the library, as a user can give them to it
 
 
