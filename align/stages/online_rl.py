@@ -58,9 +58,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     held_out = _render_held_out_questions(spec, renderer, inputs, length_limit)
     texts = _read_raw_texts(algorithm, renderer, inputs, context, length_limit)
     check_rewards(spec.rewards)
-    reward_scorer.bind_scorers(
-        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
-    )
+    reward_scorer.bind_scorers(spec.rewards, inputs, context.runtime)
     scorer = algorithm.critic.from_scorer if algorithm.critic else None
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
