@@ -16,7 +16,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.models.bf16_weights import round_to_bf16
 from qwen_align.align.models.model_description import ModelFiles, parse_hub_model
 from qwen_align.align.models.weight_headers import ADAPTER_CONFIG
-from qwen_align.align.models.weight_shards import gather_in_forward, gather_layer
+from qwen_align.align.models.weight_shards import gather_in_forward, gather_layer, hide_shards
 from qwen_align.align.store.files import read_json, write_json, write_text
 
 STACKED_CONFIG = "stacked_adapter_config.json"
@@ -42,7 +42,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> Any:
     name = STACKED_CONFIG if (folder / STACKED_CONFIG).exists() else ADAPTER_CONFIG
     config = PeftConfig.from_peft_type(**PeftConfig.from_json_file(str(folder / name)))
     config.inference_mode = True
-    adapted = get_peft_model(model, config)
+    with hide_shards(model):  # DoRA starts with norms of the weights, and then has those of its file
+        adapted = get_peft_model(model, config)
     missing = adapted.load_adapter(str(folder), "default").missing_keys
     if missing:
         raise StageError(f"{folder}: its weights lack {len(missing):,} of the adapter's tensors, such as {missing[0]}")

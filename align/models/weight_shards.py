@@ -143,6 +143,33 @@ def gather_layer(layer: nn.Module, *, recurse: bool = True, changes: bool = Fals
 
 
 @contextmanager
+def hide_shards(model: nn.Module) -> Iterator[None]:
+    """Puts zeros that take no memory in the place of a model's shards inside a context manager.
+
+    For what looks at weights and computes with them, but keeps nothing of that.
+    """
+    hidden = [
+        (module, name, shard)
+        for module in model.modules()
+        for name, shard in module._parameters.items()
+        if isinstance(shard, DTensor)
+    ]
+    zeros = {id(shard): nn.Parameter(_build_zeros(shard), requires_grad=shard.requires_grad) for *_, shard in hidden}
+    for module, name, shard in hidden:
+        module._parameters[name] = zeros[id(shard)]
+    try:
+        yield
+    finally:
+        for module, name, shard in hidden:
+            module._parameters[name] = shard.requires_grad_(zeros[id(shard)].requires_grad)
+
+
+def _build_zeros(shard: DTensor) -> Tensor:
+    """Returns zeros of a whole weight's shape that all lie in the same place."""
+    return torch.zeros((), dtype=shard.dtype, device=shard.device).expand(shard.shape)
+
+
+@contextmanager
 def gather_in_forward(model: nn.Module, needs_whole: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
     """Lets all processes run the forward pass of a model of shards, one layer whole at a time.
 

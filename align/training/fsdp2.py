@@ -62,7 +62,9 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, device: torch.device, *, off
         shard_placement_fn=partial(_choose_cut, n_processes=mesh.size()),
     )
     for layer in [*_list_decoder_layers(model), *_list_embeddings_alone(model)]:
+        name = type(layer).__name__
         shard(layer, reshard_after_forward=True)
+        type(layer).__name__ = name  # by which accelerate and PEFT look for layers; the class is FSDP2's own
     shard(model, reshard_after_forward=False)
     _put_shards_in(model, loaded, torch.device("cpu") if offloads else device)
 
