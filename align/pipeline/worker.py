@@ -58,7 +58,7 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         stage_report = {"code": error.exit_code, "message": str(error), "out_of_memory": True}
     except AlignError as error:
         _print_traceback()
-        stage_report = {"code": error.exit_code, "message": str(error)}
+        stage_report = {"code": error.exit_code, "message": str(error), "is_ours": True}
     except OSError as error:
         _print_traceback()
         stage_report = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
@@ -70,7 +70,7 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         _remove_unfinished_files(folder)
     if is_main_process():
         report.write_text(json.dumps(stage_report))
-    elif "out_of_memory" in stage_report:  # what the main process says of it is that this one has gone
+    elif stage_report["code"] != 0:  # what the main process says of it may be that this one has gone
         report.with_suffix(f".{get_rank()}.json").write_text(json.dumps(stage_report))
     return int(stage_report["code"])
 
@@ -209,11 +209,12 @@ def _write_manifest(
     folder = context.out
     if (peak := read_peak_memory()) is not None:
         context.measured.setdefault("memory/peak_gib", peak.held)
-    left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
+    left_out = {"manifest.json", "stage.json", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and path.relative_to(folder).parts[0] not in {*left_out, *UNFINISHED}
+        and not is_log(path.name)
     )
     for path in files:
         path.chmod(get_new_file_mode())  # safetensors makes files that nobody else can read

@@ -13,7 +13,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json, remove_tree
-from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all
+from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all, wait_until_visible
 
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
 
@@ -151,6 +151,7 @@ def find_newest_checkpoint(home: Path) -> ResumePoint:
     """
     resume_point = broadcast_from_main(_find_resumable(home) if is_main_process() else None)
     if resume_point.folder:
+        wait_until_visible(resume_point.folder / integrity.COMPLETE)
         made_by = read_json(resume_point.folder / integrity.COMPLETE)["world_size"]
         if made_by != (now := get_world_size()):
             raise StageError(

@@ -42,9 +42,9 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     """
     trainer.context = context
     require_fp32_masters(trainer.model)
-    n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
+    n_asked, n_actual = context.runtime.world_size, trainer.accelerator.num_processes
     if n_asked != n_actual:
-        raise StageError(f"runtime asks for {n_asked} processes, but training would run in {n_actual}")
+        raise StageError(f"{context.runtime.format_processes()}: that is {n_asked} processes, but training would run in {n_actual}")
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)
