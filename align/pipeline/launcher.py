@@ -21,6 +21,7 @@ from qwen_align.align.pipeline.machine_check import count_processes
 from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
 from qwen_align.align.pipeline.warm_server import NO_THREADS
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.strategy import uses_deepspeed
 from qwen_align.align.stages.memory_advice import word_advice
 from qwen_align.align.stages.registry import STAGE_KINDS
 
@@ -111,6 +112,7 @@ class Launcher:
             "report": str(report),
             "log": str(folder / "log.txt"),
             "processes": count_processes(stage),
+            "is_group": needs_process_group(stage),
         }
         print(json.dumps(request), file=self._server.stdin, flush=True)
         pids = self._read_answer(stop_signal, None)["pids"]
@@ -165,7 +167,7 @@ def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
     python = [sys.executable, "-P"]
     worker = [*python, "-m", "qwen_align.align.pipeline.worker", str(folder), str(report)]
     processes = count_processes(stage)
-    if processes == 1:
+    if not needs_process_group(stage):
         return worker
     # torchrun has to end with this process, as its workers end with it.
     torchrun = (
@@ -175,14 +177,18 @@ def build_command(stage: Stage, folder: Path, report: Path) -> list[str]:
     return [*python, "-c", torchrun, "--nproc_per_node", str(processes), "--standalone", "--no_python", *worker]
 
 
+def needs_process_group(stage: Stage) -> bool:
+    """Returns whether a stage's processes form a group: several do, and for DeepSpeed also one."""
+    is_group_of_one = uses_deepspeed(stage.runtime) and not STAGE_KINDS[stage.kind].is_single_process
+    return count_processes(stage) > 1 or is_group_of_one
+
+
 def uses_warm_server(stage: Stage) -> bool:
     """Returns whether a stage is forked from the warm server.
 
-    This is so on a CPU, but not for several processes of DeepSpeed.
+    This is so on a CPU.
     """
-    runtime = stage.runtime
-    is_torchruns = runtime.deepspeed is not None and count_processes(stage) > 1
-    return STAGE_KINDS[stage.kind].needs_torch and not uses_cuda(runtime) and not is_torchruns
+    return STAGE_KINDS[stage.kind].needs_torch and not uses_cuda(stage.runtime)
 
 
 def uses_cuda(runtime: Runtime) -> bool:

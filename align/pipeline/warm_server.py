@@ -70,18 +70,17 @@ def fork_stage(request: dict[str, Any], imported: float) -> list[int]:
     place = NodePlace(**request["place"]) if "place" in request else ALONE
     if place.node > 0:
         return [_fork_process(request, imported, rank, place, place.port) for rank in range(n_processes)]
-    is_single = n_processes * place.nodes == 1
     read, write = os.pipe()
     pids = [os.fork()]
     if pids[0] == 0:
         _attach_to_log(request)
-        if not is_single:
+        if request["is_group"]:
             store = _open_rendezvous_store(place, n_processes * place.nodes)
             os.write(write, str(store.port).encode())
             _set_rank(0, n_processes, place, store.port)
         _run_and_exit(request, imported)
     os.close(write)
-    port = b"" if is_single else os.read(read, 16)  # nothing, if the first has died
+    port = os.read(read, 16) if request["is_group"] else b""  # nothing, if the first has died
     os.close(read)
     others = range(1, n_processes if port else 1)
     return pids + [_fork_process(request, imported, rank, place, int(port)) for rank in others]

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
+from qwen_align.align.context import NODES, NOTES, PROGRESS, TRACKING, Context
 from qwen_align.align.errors import AlignError, OutOfMemory
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
@@ -209,12 +209,11 @@ def _write_manifest(
     folder = context.out
     if (peak := read_peak_memory()) is not None:
         context.measured.setdefault("memory/peak_gib", peak.held)
-    left_out = {"manifest.json", "stage.json", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
+    left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NODES, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and path.relative_to(folder).parts[0] not in {*left_out, *UNFINISHED}
-        and not is_log(path.name)
     )
     for path in files:
         path.chmod(get_new_file_mode())  # safetensors makes files that nobody else can read

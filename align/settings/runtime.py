@@ -1,12 +1,14 @@
 """Defines the settings of how a stage is run: device, processes, micro-batches, threads."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
 
 class Runtime(Strict):
@@ -71,8 +73,20 @@ class Runtime(Strict):
     activation_offloading: bool = Field(
         default=False, description="keep activations for the backward pass in host memory: less GPU memory, more time"
     )
+    strategy: Literal["auto"] | Strategy = Field(
+        default="auto",
+        description="what processes hold of the training state: ddp = each all of it; zero1, zero2, zero3 = DeepSpeed "
+        "shards the optimiser's state, also the gradients, also the parameters; fsdp2 = PyTorch shards all three; "
+        "auto = what the DeepSpeed file says, without one ddp",
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none",
+        description="what is held in host memory in place of the GPU's: the optimiser's state with zero1 to zero3, "
+        "that and the parameters with zero3 and fsdp2",
+    )
     deepspeed: OutsideFile | None = Field(
-        default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
+        default=None,
+        description="a DeepSpeed configuration of one's own (JSON), relative to the recipe, in the place of strategy",
     )
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads per process; null = all")
 
@@ -84,6 +98,15 @@ class Runtime(Strict):
     def format_processes(self) -> str:
         """Formats how many processes there are, as the recipe says it: `runtime.processes: 2`."""
         return f"runtime.processes: {self.processes}" + (f" on runtime.nodes: {self.nodes}" if self.nodes > 1 else "")
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        if self.deepspeed is not None and (self.strategy != "auto" or self.offload != "none"):
+            raise ValueError("deepspeed: the file says what strategy and offload would; leave them out, or the file")
+        able = {"none": None, "optimizer": ("zero1", "zero2", "zero3"), "parameters": ("zero3", "fsdp2")}[self.offload]
+        if able is not None and self.strategy not in able:
+            raise ValueError(f"offload: {self.offload} goes with strategy {', '.join(able)}, not with {self.strategy}")
+        return self
 
 
 def split_among_processes(batch: int, runtime: Runtime) -> int:

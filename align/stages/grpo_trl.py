@@ -84,7 +84,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
     model = quantized_base.load_for_training(source, spec, context.runtime)
-    runtime = decide_checkpointing(spec, context.runtime, model)
+    runtime = decide_checkpointing(spec, context.runtime, loading.read_model_config(source))
     trainer = GrpoTrainer(
         model=model,
         reward_funcs=callbacks.judge,

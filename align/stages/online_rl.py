@@ -37,6 +37,7 @@ from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.distributed import get_local_world_size
+from qwen_align.align.training.strategies import start_strategy
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
 from qwen_align.reward.base import share_cores
 from qwen_align.reward.combine import is_task_solved, judge_all
@@ -65,17 +66,20 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
     attention = choose_attention(context.runtime.attention, loading.choose_device(context.runtime).type)
+    reference = _load_reference(algorithm, source, attention)  # whole, so before what shards models that are loaded
+    runtime = decide_checkpointing(spec, context.runtime, loading.read_model_config(source))
+    args = trl_arguments.build_online_rl_arguments(
+        spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
+    )
+    start_strategy(args, runtime, out)
     actor = _build_actor(algorithm, source, inputs, context, attention)
-    runtime = decide_checkpointing(spec, context.runtime, actor.causal_lm)
     trainer = OnlineTrainer(
         actor,
-        trl_arguments.build_online_rl_arguments(
-            spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
-        ),
+        args,
         algorithm,
         _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),
         context,
-        reference=_load_reference(algorithm, source, attention),
+        reference=reference,
         texts=texts,
         callbacks=[ProgressCallback(context)],
     )

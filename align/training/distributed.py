@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 # How long a process waits for the others. Of two processes one may draw for hours longer than the other, which the
 # default of 30 minutes takes for a death, with NCCL too. A death is noticed otherwise: the run watches the processes on
 # this machine, and the nodes' connections. A collective that can never end would thus hang: progress.json says where.
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 
 # NFS clients keep what they know of a folder for 30 to 60 s (acdirmin, acdirmax of nfs(5)); twice that.
 VISIBLE_WITHIN_S = 120.0
@@ -64,7 +64,7 @@ def connect_on_cpu() -> None:
     if get_world_size() > 1 and not is_connected():
         import torch.distributed
 
-        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
 
 
 def wait_for_all() -> None:

@@ -19,6 +19,7 @@ from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 from qwen_align.align.training.activation_offloading import offload_activations
 from qwen_align.align.training.step_guard import run_guarded
+from qwen_align.align.training.strategies import require_strategy
 
 CONFIG = "config.json"
 FP32 = torch.float32
@@ -42,9 +43,7 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     """
     trainer.context = context
     require_fp32_masters(trainer.model)
-    n_asked, n_actual = context.runtime.world_size, trainer.accelerator.num_processes
-    if n_asked != n_actual:
-        raise StageError(f"{context.runtime.format_processes()}: that is {n_asked} processes, but training would run in {n_actual}")
+    require_strategy(trainer, context.runtime)
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)
