@@ -5,6 +5,7 @@ Each command imports what it needs.
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,15 +78,41 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.commands import next_steps, remembered_plan
     from qwen_align.align.commands.progress import RunProgress, stop_on_signals
     from qwen_align.align.errors import Preempted
+    from qwen_align.align.pipeline.follower import follow
+    from qwen_align.align.pipeline.node_place import find_rendezvous
+    from qwen_align.align.pipeline.node_plans import count_run_nodes
     from qwen_align.align.reporting.live_report import run_and_report
     from qwen_align.align.reporting.terminal import print_results_table
 
     plan = _make_plan(parsed)
+    is_needed = bool(parsed.force) or count_run_nodes([stage for stage in plan.stages if not stage.is_stored]) > 1
+    rendezvous = find_rendezvous(
+        count_run_nodes(plan.stages), parsed.node_rank, parsed.rendezvous, os.environ, is_needed=is_needed
+    )
+    if rendezvous and rendezvous.node > 0:
+        with stop_on_signals() as stop:
+            follow(
+                plan,
+                rendezvous,
+                lambda message: console.print(message, soft_wrap=True),
+                wait_s=parsed.node_wait,
+                is_forced=bool(parsed.force),
+                stop=stop,
+            )
+        return 0
     if note := remembered_plan.note_other_run(plan):
         console.print(note, soft_wrap=True)
     with RunProgress(console, plan) as progress, stop_on_signals() as stop:
         try:
-            results = run_and_report(plan, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
+            results = run_and_report(
+                plan,
+                progress,
+                force=parsed.force,
+                same_versions=parsed.same_versions,
+                stop=stop,
+                rendezvous=rendezvous,
+                node_wait_s=parsed.node_wait,
+            )
         except Preempted as error:
             raise Preempted(f"{error}\nnext: {next_steps.format_go_on(plan, parsed.recipe)}") from None
     if results.ladder or results.controls:
@@ -395,6 +422,15 @@ def _build_parser() -> argparse.ArgumentParser:
     run = _add_command(commands, "run", _run_recipe, "run a recipe, or go on where it stopped", recipe=True)
     run.add_argument("--force", metavar="STAGE", action="append", default=[], help="recompute this stage; repeatable")
     run.add_argument("--same-versions", action="store_true", help="refuse results of other major library versions")
+    run.add_argument("--node-rank", type=int, metavar="K", help="of several nodes (runtime.nodes): this one's number")
+    run.add_argument("--rendezvous", metavar="HOST:PORT", help="of several nodes: where node 0 listens for the others")
+    run.add_argument(
+        "--node-wait",
+        type=_parse_amount,
+        metavar="SECONDS",
+        default=900.0,
+        help="of several nodes: how long the others wait for one that is not there (default 900)",
+    )
     check = _add_command(
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )

@@ -145,8 +145,8 @@ def _describe_stage(plan: Plan, stage: _Stage, question: DeviceQuestion) -> tupl
     ]
     if runtime.processes != device.n_devices:
         lines.append(
-            f"    note: batch: {estimate.workload.rows.per_step} does not divide by {device.n_devices * runtime.nodes} GPUs; "
-            f"estimated for {runtime.format_processes()}"
+            f"    note: batch: {estimate.workload.rows.per_step} does not divide by "
+            f"{device.n_devices * runtime.nodes} GPUs; estimated for {runtime.format_processes()}"
         )
     if verdict != "fits":
         fit = find_fit(settings, runtime, config, device, prompt_tokens=question.prompt_tokens)

@@ -63,7 +63,7 @@ def _measure_free_gpu_memory(device: torch.device) -> int:
 
 
 def _measure_free_share_of_host() -> int:
-    """Measures the bytes of the machine's memory that this process may take, of those free to the stage's processes on it."""
+    """Measures the bytes of the machine's memory that this process may take, of those free to the stage's on it."""
     free = min(psutil.virtual_memory().available, *_list_cgroup_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
     return int(CPU_SHARE * free / get_local_world_size())
 

@@ -6,8 +6,10 @@ import re
 import socket
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
+from qwen_align.align.context import NODES
 from qwen_align.align.errors import RecipeError
 
 DEFAULT_PORT = 29400  # torchrun's
@@ -38,6 +40,13 @@ class NodePlace(NamedTuple):
     address: str
     port: int
 
+    def locate_log(self, folder: Path) -> Path:
+        """Returns the file in a stage's folder that the stage's processes on this node write to, after making its folder."""
+        if self.node == 0:
+            return folder / "log.txt"
+        (folder / NODES).mkdir(exist_ok=True)
+        return folder / NODES / f"log.{self.node}.txt"
+
     def name_interface(self) -> dict[str, str]:
         """Returns the environment variable that makes gloo listen where the other nodes can reach it.
 
@@ -54,11 +63,16 @@ ALONE = NodePlace(0, 1, "127.0.0.1", 0)
 
 
 def find_rendezvous(
-    nodes: int, node_rank: int | None, rendezvous: str | None, environment: Mapping[str, str]
+    nodes: int,
+    node_rank: int | None,
+    rendezvous: str | None,
+    environment: Mapping[str, str],
+    *,
+    is_needed: bool = True,
 ) -> Rendezvous | None:
     """Finds this node's place among the `nodes` that a recipe asks for. Returns None where it asks for one.
 
-    Options come before Slurm's variables. Raises RecipeError where neither says it, or where they do not fit the recipe.
+    `is_needed`: false where all that several nodes run is stored, so that none of them has to be said. Options come before Slurm's variables. Raises RecipeError where neither says it, or where they do not fit the recipe.
     """
     if nodes == 1:
         if node_rank is not None or rendezvous is not None:
@@ -72,7 +86,7 @@ def find_rendezvous(
             raise RecipeError(f"--node-rank {node_rank}: the nodes are 0 to {nodes - 1}, as runtime.nodes is {nodes}")
         return Rendezvous(node_rank, nodes, *parse_address(rendezvous))
     found = _ask_slurm(nodes, environment)
-    if found is None:
+    if found is None and is_needed:
         raise RecipeError(
             f"runtime.nodes: {nodes}: start the same command on every node, with --node-rank 0 to {nodes - 1} and "
             "--rendezvous HOST:PORT, node 0's; or with srun. `qwen-align launch` writes files that do either"

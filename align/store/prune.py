@@ -18,7 +18,18 @@ from qwen_align.align.store.stage_folder import UNFINISHED, StageFolder
 
 STAGE_NAME = re.compile(f"({'|'.join(STAGE_KINDS)})-([0-9a-f]{{16}})")
 # What a stage's folder holds beside the outputs that its manifest lists.
-RECORDS = {"manifest.json", "stage.json", "log.txt", "lock", "metrics.jsonl", PROGRESS, NODES, NOTES, TRACKING, *UNFINISHED}
+RECORDS = {
+    "manifest.json",
+    "stage.json",
+    "log.txt",
+    "lock",
+    "metrics.jsonl",
+    PROGRESS,
+    NODES,
+    NOTES,
+    TRACKING,
+    *UNFINISHED,
+}
 
 
 def prune_store(

@@ -13,7 +13,13 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.store import integrity
 from qwen_align.align.store.files import read_json, remove_tree
-from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all, wait_until_visible
+from qwen_align.align.training.distributed import (
+    broadcast_from_main,
+    get_world_size,
+    is_main_process,
+    wait_for_all,
+    wait_until_visible,
+)
 
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
 

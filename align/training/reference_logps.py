@@ -30,7 +30,7 @@ def add_reference_logps(trainer: Any, dataset: Any, batch_size: int, score: Call
     path = Path(str(trainer.args.output_dir)) / FILE
     digest = compute_digest(dataset)
     logps = _read_stored(path, digest)
-    if is_true_in_any_process(logps is None):  # another node may not see the file yet
+    if is_true_in_any_process(logps is None) or logps is None:  # another node may not see the file yet
         logps = _score_all(trainer, dataset, batch_size, score)
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)

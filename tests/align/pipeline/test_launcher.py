@@ -28,8 +28,8 @@ def ended(
     """What the launcher makes of a process with this exit code and report, which was or was not asked to stop."""
 
     def of(code: int, report: dict[str, object] | None, is_asked: bool) -> StageExit:
-        def run(line: list[str], log: Path, asked: StopSignal) -> int:
-            asked.stop_stage_once(lambda: None)
+        def run(line: list[str], log: Path, asked: StopSignal, *_: object) -> int:
+            asked.pass_on(lambda number: None)
             if report is not None:
                 Path(line[-1]).write_text(json.dumps(report))
             return code
