@@ -8,6 +8,7 @@ from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_over
 from qwen_align.align.estimation.model_shape import ModelShape, read_model_shape
 from qwen_align.align.estimation.numerics import TrainedModel, computes_in_bf16, count_optimizer_bytes, hold_model
 from qwen_align.align.estimation.sampling_memory import Drawing, measure_drawing
+from qwen_align.align.estimation.sharding import Spread
 from qwen_align.align.estimation.training_memory import (
     MicroBatch,
     Moment,
@@ -192,8 +193,8 @@ class _Training:
 
     def _list_notes(self) -> list[str]:
         notes = _list_notes(self.workload)
-        if self.runtime.deepspeed is not None:
-            notes.append("what DeepSpeed shares out among devices is counted whole on each")
+        if self.runtime.offload != "none":
+            notes.append("what is offloaded takes host memory, which is not counted")
         if self.shape.is_mixture:
             notes.append("activations of a mixture of experts as if tokens were spread over the experts evenly")
         return notes
@@ -331,13 +332,18 @@ class _Training:
             self.shape,
             self.runtime,
             weight_bytes,
-            parts,
+            self._divide("draw", parts),
             self.device,
             is_on_gpu=self.is_on_gpu,
         )
 
     def _build_phase(self, name: str, moment: Moment) -> Phase:
-        return _add_overhead(name, moment, is_on_gpu=self.is_on_gpu)
+        divided = self._divide(name, moment.parts)
+        return _add_overhead(name, moment._replace(parts=divided), is_on_gpu=self.is_on_gpu)
+
+    def _divide(self, phase: str, parts: Parts) -> Parts:
+        """Returns what each process holds of the parts of a phase."""
+        return Spread(self.runtime, self.model, self.runtime.processes).divide(phase, parts)
 
 
 def _add_overhead(name: str, moment: Moment, *, is_on_gpu: bool) -> Phase:

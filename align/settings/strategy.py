@@ -25,6 +25,10 @@ SHARDINGS: dict[Strategy, Sharding] = {
 }
 ZERO_STAGES: dict[Strategy, int] = {"zero1": 1, "zero2": 2, "zero3": 3}
 
+# Gradients that ZeRO-1 and ZeRO-2 exchange at once, 0.8 GB in fp32: an example of DeepSpeed's documentation. Its
+# default, 5e8, takes 2 GB beside a model that hardly fits.
+REDUCED_NUMBERS = 200_000_000
+
 
 def choose_strategy(runtime: Runtime) -> Strategy:
     """Returns the strategy of a runtime; `auto` is the stage of its DeepSpeed file, and without one ddp.

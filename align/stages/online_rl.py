@@ -59,9 +59,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     texts = _read_raw_texts(algorithm, renderer, inputs, context, length_limit)
     share_cores(get_local_world_size())
     check_rewards(spec.rewards)
-    reward_scorer.bind_scorers(
-        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
-    )
+    reward_scorer.bind_scorers(spec.rewards, inputs, context.runtime)
     scorer = algorithm.critic.from_scorer if algorithm.critic else None
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")

@@ -12,7 +12,13 @@ from transformers import TrainingArguments
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.settings.runtime import Runtime, Strategy
-from qwen_align.align.settings.strategy import ZERO_STAGES, choose_strategy, read_deepspeed_file, uses_deepspeed
+from qwen_align.align.settings.strategy import (
+    REDUCED_NUMBERS,
+    ZERO_STAGES,
+    choose_strategy,
+    read_deepspeed_file,
+    uses_deepspeed,
+)
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training.distributed import TIMEOUT, get_world_size, is_main_process
 
@@ -37,6 +43,8 @@ def _build_deepspeed_settings(strategy: Strategy, runtime: Runtime, *, in_bf16: 
     The optimiser is PyTorch's, also where its state is offloaded: DeepSpeed's own needs a compiler at run time.
     """
     zero: dict[str, Any] = {"stage": ZERO_STAGES[strategy], "contiguous_gradients": True, "overlap_comm": False}
+    if strategy != "zero3":
+        zero["reduce_bucket_size"] = REDUCED_NUMBERS
     if runtime.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     if runtime.offload == "parameters":
@@ -50,6 +58,7 @@ def _build_deepspeed_settings(strategy: Strategy, runtime: Runtime, *, in_bf16: 
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": in_bf16},
+        "data_types": {"grad_accum_dtype": "fp32"},  # a step has several passes, whose gradients bf16 would round
         "gradient_clipping": "auto",
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",

@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.models.attention_setting import set_attention
-from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.pass_limits import get_pass_limits
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.training.micro_batches import plan_micro_batches
 from qwen_align.align.training.packed_forward import add_packed_head
 from qwen_align.align.training.token_scores import score_tokens
