@@ -122,6 +122,30 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     return 0
 
 
+def _write_launch_script(parsed: argparse.Namespace, console: "Console") -> int:
+    """Writes a script that starts a run on several nodes and returns the exit code."""
+    from qwen_align.align.commands import launch
+    from qwen_align.align.errors import RecipeError
+    from qwen_align.align.pipeline.node_place import DEFAULT_PORT
+
+    plan = _make_plan(parsed)
+    command = launch.build_command(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    if parsed.slurm:
+        if parsed.port is not None:
+            raise RecipeError("--port: goes with --hosts; under Slurm the port follows from the job's number")
+        script = launch.write_slurm_script(plan, command, parsed.sbatch)
+    else:
+        if parsed.sbatch:
+            raise RecipeError("--sbatch: goes with --slurm")
+        script = launch.write_ssh_script(plan, command, parsed.hosts, parsed.port or DEFAULT_PORT)
+    if parsed.to:
+        launch.write_script(parsed.to, script)
+        console.print(f"written: {parsed.to} (untested on hardware: read it before it runs)", soft_wrap=True)
+    else:
+        sys.stdout.write(script)
+    return 0
+
+
 def _make_plan(parsed: argparse.Namespace) -> "Plan":
     """Plans the recipe of a command that takes one. The folder of a run stands for its recipe as it was run."""
     from qwen_align.align.pipeline.plan import plan as make_plan
@@ -431,6 +455,17 @@ def _build_parser() -> argparse.ArgumentParser:
         default=900.0,
         help="of several nodes: how long the others wait for one that is not there (default 900)",
     )
+    started = _add_command(
+        commands, "launch", _write_launch_script, "write a script that starts a run on several nodes", recipe=True
+    )
+    how = started.add_mutually_exclusive_group(required=True)
+    how.add_argument("--slurm", action="store_true", help="a batch script for sbatch")
+    how.add_argument("--hosts", metavar="A,B", help="a script that starts it on these hosts over SSH; A is node 0")
+    started.add_argument(
+        "--sbatch", metavar="OPTION=VALUE", action="append", default=[], help="with --slurm: such as time=24:00:00"
+    )
+    started.add_argument("--port", type=_parse_count, help="with --hosts: where node 0 listens (default 29400)")
+    started.add_argument("--to", type=Path, metavar="FILE", help="write it there, in the place of printing it")
     check = _add_command(
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )

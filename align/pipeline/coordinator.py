@@ -1,9 +1,9 @@
 """Leads a run on several nodes from node 0: waits for the others, has them run stages, and stops all when one is lost.
 
 Node 0 alone holds the stages' locks, runs what needs one process, and keeps the run's folder and report. The others
-plan the same recipe, and run their part of a stage when node 0 names its key (align/pipeline/follower.py). All that goes
-between them is which stage, which attempt at it and the port of torch's store; how its processes exited; requests to
-stop. Files go by the common home.
+plan the same recipe, and run their part of a stage when node 0 names its key (align/pipeline/follower.py). All that
+goes between them is which stage, which attempt at it and the port of torch's store; how its processes exited; requests
+to stop. Files go by the common home.
 
 A stage whose node is lost, by the end of its connection or by silence, is killed on all nodes and begun again from its
 checkpoint when the node is back. One that says an error itself ends the run on all nodes.
@@ -142,7 +142,7 @@ class Coordinator:
         return StageExit(code, message, cause)
 
     def _wait_for_nodes(self, n_nodes: int, poll_stop: Callable[[], bool]) -> StageExit | None:
-        """Waits until all nodes of a stage have joined. Returns an exit where they do not come or the run is stopped."""
+        """Waits until all nodes of a stage have joined. Returns an exit where one does not come, or at a stop."""
         began, is_told = time.monotonic(), False
         while missing := self._list_missing(n_nodes):
             names = ", ".join(f"node {number}" for number in missing)
@@ -153,8 +153,8 @@ class Coordinator:
                 refused = "".join(f"; {host} was refused: {reason}" for host, reason in self._refused.items())
                 return StageExit(
                     75,
-                    f"{names} did not come within {self._wait_s:g} s (--node-wait){refused}. Start the same command there "
-                    "and run again to go on",
+                    f"{names} did not come within {self._wait_s:g} s (--node-wait){refused}. Start the same command "
+                    "there, and run again to go on",
                 )
             if seconds > GRACE_S and not is_told:
                 is_told = True
@@ -193,7 +193,7 @@ class Coordinator:
                     self._exits[node.number] = parse_exit(message)
 
     def list_failed(self) -> list[StageExit]:
-        """Lists how the running stage has failed on other nodes so far. One that was stopped as asked has not failed."""
+        """Lists how the running stage has failed on other nodes so far. To be stopped as asked is no failure."""
         self._read_messages()
         return [each for each in self._exits.values() if each.code not in (0, 75)]
 
@@ -254,7 +254,7 @@ class _Watch:
         return is_stopped
 
     def poll_kill(self) -> bool:
-        """Returns whether node 0's processes are to end at once: a node is lost, or its processes failed a while ago."""
+        """Returns whether node 0's processes are to end at once: another node is lost, or has failed a while ago."""
         if any(node.connection.is_lost for node in self._nodes):
             return True
         if not self._failed_at and self._coordinator.list_failed():
@@ -266,8 +266,8 @@ def parse_exit(message: dict[str, Any]) -> StageExit:
     """Reads how a stage's processes exited on another node. What is not of the form counts as a failure."""
     code, cause = message.get("code"), message.get("cause")
     known = code if isinstance(code, int) and code in (0, *BY_EXIT_CODE) else 4
-    by_name: dict[object, Cause] = {each: each for each in _CAUSES}
-    return StageExit(known, str(message.get("message")), by_name.get(cause, "follows"))
+    by_name: dict[str, Cause] = {each: each for each in _CAUSES}
+    return StageExit(known, str(message.get("message")), by_name.get(str(cause), "follows"))
 
 
 def find_free_port() -> int:

@@ -37,8 +37,8 @@ def follow(
 ) -> None:
     """Runs this node's part of the stages of a plan until node 0 says that the run has ended.
 
-    Raises the error with which it has ended there; Preempted when node 0 does not come within `wait_s`; RecipeError when
-    it refuses this node. `is_forced`: stages that are stored may run again.
+    Raises the error with which it has ended there; Preempted when node 0 does not come within `wait_s`; RecipeError
+    when it refuses this node. `is_forced`: stages that are stored may run again.
     """
     check_can_start(plan)
     node = _Follower(plan, rendezvous, report_note, wait_s, stop)
@@ -94,7 +94,8 @@ class _Follower:
             seconds = time.monotonic() - began
             if seconds > self._wait_s:
                 raise Preempted(
-                    f"node 0 did not come within {self._wait_s:g} s (--node-wait): {reason}. Start it, and run again here"
+                    f"node 0 did not come within {self._wait_s:g} s (--node-wait): {reason}. Start it, and run "
+                    "again here"
                 )
             if seconds > 5.0 and not is_told:
                 is_told = True
@@ -102,7 +103,10 @@ class _Follower:
             time.sleep(0.5)
 
     def _introduce(self, connection: Connection) -> Connection:
-        """Tells node 0 what this node has planned. Raises RecipeError where it refuses, NotConnected where it is busy."""
+        """Tells node 0 what this node has planned. Raises RecipeError where it refuses this one.
+
+        Raises NotConnected where it does not answer, or has such a node already.
+        """
         number = self._rendezvous.node
         connection.send({"hello": number, "host": socket.gethostname(), "plan": self._description})
         deadline = time.monotonic() + ANSWER_S

@@ -90,8 +90,8 @@ class Launcher:
     ) -> StageExit:
         """Runs a stage's processes on this machine, waits for them and returns how they exited.
 
-        `poll_stop` is called a few times a second; once it returns true the stage is asked to stop, and once `poll_kill`
-        does its processes are killed. `place`: this machine's among those that run the stage.
+        `poll_stop` is called a few times a second; once it returns true the stage is asked to stop, and once
+        `poll_kill` does its processes are killed. `place`: this machine's among those that run the stage.
         """
         stop_signal, kills = StopSignal(poll_stop, poll_kill), count_kernel_kills()
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:

@@ -41,7 +41,7 @@ class NodePlace(NamedTuple):
     port: int
 
     def locate_log(self, folder: Path) -> Path:
-        """Returns the file in a stage's folder that the stage's processes on this node write to, after making its folder."""
+        """Returns the file in a stage's folder that processes on this node write to, after making its folder."""
         if self.node == 0:
             return folder / "log.txt"
         (folder / NODES).mkdir(exist_ok=True)
@@ -72,7 +72,8 @@ def find_rendezvous(
 ) -> Rendezvous | None:
     """Finds this node's place among the `nodes` that a recipe asks for. Returns None where it asks for one.
 
-    `is_needed`: false where all that several nodes run is stored, so that none of them has to be said. Options come before Slurm's variables. Raises RecipeError where neither says it, or where they do not fit the recipe.
+    `is_needed`: false where all that several nodes run is stored, so that none of them has to be said. Options come
+    before Slurm's variables. Raises RecipeError where neither says it, or where they do not fit the recipe.
     """
     if nodes == 1:
         if node_rank is not None or rendezvous is not None:
@@ -113,8 +114,8 @@ def _ask_slurm(nodes: int, environment: Mapping[str, str]) -> Rendezvous | None:
     n_given, n_tasks = (int(environment.get(f"SLURM_STEP_NUM_{name}", nodes)) for name in ("NODES", "TASKS"))
     if (n_given, n_tasks) != (nodes, nodes):
         raise RecipeError(
-            f"runtime.nodes: {nodes}, but srun has started {n_tasks} tasks on {n_given} nodes; it has to be one on each: "
-            f"srun --nodes={nodes} --ntasks-per-node=1"
+            f"runtime.nodes: {nodes}, but srun has started {n_tasks} tasks on {n_given} nodes; it has to be one on "
+            f"each: srun --nodes={nodes} --ntasks-per-node=1"
         )
     port = 20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 10_000  # another for each of a machine's jobs
     return Rendezvous(int(environment["SLURM_NODEID"]), nodes, read_first_host(names), port)

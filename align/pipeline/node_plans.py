@@ -70,8 +70,8 @@ def describe_difference(other: Mapping[str, Any], own: Mapping[str, Any]) -> str
             return f"stage '{name}' has another key there: its settings, or files that it reads, differ from node 0's"
         if theirs.get("folder") != ours["folder"]:
             return (
-                f"stage '{name}' is in {theirs.get('folder')} there and in {ours['folder']} on node 0; the home has to be "
-                "the same shared folder at the same path"
+                f"stage '{name}' is in {theirs.get('folder')} there and in {ours['folder']} on node 0; the home has to "
+                "be the same shared folder at the same path"
             )
         if theirs.get("job") != ours["job"]:
             return f"stage '{name}' has another runtime, or other paths of what it reads, than on node 0"

@@ -66,8 +66,8 @@ def run(
     n_nodes = count_run_nodes([stage for stage in plan.stages if not stage.is_stored or stage in forced])
     if n_nodes > 1 and rendezvous is None:
         raise RecipeError(
-            f"runtime.nodes: {n_nodes}: such a run is started with `qwen-align run`, on every node; `qwen-align launch` "
-            "writes files that do it"
+            f"runtime.nodes: {n_nodes}: such a run is started with `qwen-align run`, on every node; `qwen-align "
+            "launch` writes files that do it"
         )
     for stage in forced:
         _clear_stage(stage)

@@ -2,9 +2,9 @@
 
 It starts no thread.
 
-`python -P -m qwen_align.align.pipeline.warm_server FD` reads one JSON object a line (folder, report, log, processes;
-for a stage of several nodes also its place among them) and writes one a line to the file descriptor: `{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}`
-for each stage. It ends with its input.
+`python -P -m qwen_align.align.pipeline.warm_server FD` reads one JSON object a line (folder, report, log, processes,
+is_group; for a stage of several nodes also its place among them) and writes one a line to the file descriptor:
+`{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with its input.
 
 What it gains is a stage's start: an SFT stage of one step on the embedded model takes 0.4 s of processor time forked
 from a server that is ready, and 7 to 8 s in a fresh process; on the clock 1.2 s against 22 to 31 s (2026-11-29, 2 Xeon

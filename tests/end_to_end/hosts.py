@@ -91,8 +91,8 @@ class Network:
         folder = shlex.quote(str(shared))
         script = (
             f"mount --make-rprivate / && mount --bind {folder} /mnt && mount -t tmpfs none /tmp && "
-            f"mount -t tmpfs none /dev/shm && mkdir -p {folder} && mount --bind /mnt {folder} && hostname host{number} && "
-            "ip link set lo up && exec sleep infinity"
+            f"mount -t tmpfs none /dev/shm && mkdir -p {folder} && mount --bind /mnt {folder} && "
+            f"hostname host{number} && ip link set lo up && exec sleep infinity"
         )
         if shared == Path("/"):
             script = "exec sleep infinity"
