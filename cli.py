@@ -78,6 +78,7 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.commands import next_steps, remembered_plan
     from qwen_align.align.commands.progress import RunProgress, stop_on_signals
     from qwen_align.align.errors import Preempted
+    from qwen_align.align.pipeline.coordinator import NODE_WAIT_S
     from qwen_align.align.pipeline.follower import follow
     from qwen_align.align.pipeline.node_place import find_rendezvous
     from qwen_align.align.pipeline.node_plans import count_run_nodes
@@ -95,7 +96,7 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
                 plan,
                 rendezvous,
                 lambda message: console.print(message, soft_wrap=True),
-                wait_s=parsed.node_wait,
+                wait_s=parsed.node_wait or NODE_WAIT_S,
                 is_forced=bool(parsed.force),
                 stop=stop,
             )
@@ -111,7 +112,7 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
                 same_versions=parsed.same_versions,
                 stop=stop,
                 rendezvous=rendezvous,
-                node_wait_s=parsed.node_wait,
+                node_wait_s=parsed.node_wait or NODE_WAIT_S,
             )
         except Preempted as error:
             raise Preempted(f"{error}\nnext: {next_steps.format_go_on(plan, parsed.recipe)}") from None
@@ -452,7 +453,6 @@ def _build_parser() -> argparse.ArgumentParser:
         "--node-wait",
         type=_parse_amount,
         metavar="SECONDS",
-        default=900.0,
         help="of several nodes: how long the others wait for one that is not there (default 900)",
     )
     started = _add_command(

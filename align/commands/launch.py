@@ -30,6 +30,7 @@ def write_slurm_script(plan: Plan, command: Sequence[str], options: Sequence[str
         "job-name": plan.recipe.name,
         "nodes": str(nodes),
         "ntasks-per-node": "1",
+        "exclusive": "",  # else a task gets one core
         "signal": f"TERM@{STOP_BEFORE_END_S}",
         "output": f"{plan.recipe.name}-%j.txt",
         "open-mode": "append",
@@ -50,7 +51,7 @@ def write_slurm_script(plan: Plan, command: Sequence[str], options: Sequence[str
 set -uo pipefail
 cd {shlex.quote(str(Path.cwd()))} || exit 4
 
-srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 \\
+srun --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=1 --cpu-bind=none \\
   {shlex.join(command)}
 code=$?
 # 75: stopped before the time limit, or a node did not come back. The run goes on where it stopped.

@@ -371,7 +371,9 @@ def test_a_node_that_does_not_come_is_named_with_why_it_was_refused(world: World
     assert "its code of qwen-align is another" in take(refused, "refused")["refused"]
     exit_ = end()
     assert exit_.code == 75
-    assert "node 1 did not come within 1 s (--node-wait); there, 127.0.0.1 was refused: node 1: its code" in exit_.message
+    assert (
+        "node 1 did not come within 1 s (--node-wait); there, 127.0.0.1 was refused: node 1: its code" in exit_.message
+    )
     assert own.places == []
 
 
@@ -408,10 +410,10 @@ def test_processes_that_do_not_end_are_killed(world: World) -> None:
 def test_the_others_hear_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "GRACE_S", 0.3)
     made = World(tmp_path)
-    with pytest.raises(StageError), made.node_0:
-        node = made.join()
-        take(node, "accepted")
-        raise StageError("the disk is full")
+    made.node_0.__enter__()
+    node = made.join()
+    take(node, "accepted")
+    made.node_0.__exit__(StageError, StageError("the disk is full"), None)
     assert take(node, "end") == {"end": 4, "message": "the disk is full"}
 
 
@@ -424,7 +426,9 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path) -> None:
 def test_several_nodes_without_a_meeting_place_are_refused(tmp_path: Path) -> None:
     """As when a script runs the recipe through the Python API."""
     listener: Any = None
-    with pytest.raises(RecipeError, match="runtime.nodes: 2: such a run is started with `qwen-align run`, on every node"):
+    with pytest.raises(
+        RecipeError, match="runtime.nodes: 2: such a run is started with `qwen-align run`, on every node"
+    ):
         run_plan(plan_run(tmp_path), listener)
 
 
