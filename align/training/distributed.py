@@ -135,3 +135,11 @@ def is_true_in_any_process(flag: bool) -> bool:
     flags = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return bool(flags)
+
+
+def read_shard_names(folder: Path) -> list[str]:
+    """Returns the names of the files that a distributed checkpoint of torch's lies in, of its own record of them."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    stored = FileSystemReader(folder).read_metadata().storage_data or {}
+    return sorted({info.relative_path for info in stored.values()})

@@ -98,7 +98,7 @@ def require_strategy(trainer: Any, runtime: Runtime) -> None:
     n_asked, n_actual = get_world_size(), trainer.accelerator.num_processes
     if n_asked != n_actual:
         raise StageError(f"the stage has {n_asked} processes, but training would run in {n_actual}")
-    asked, actual = choose_strategy(runtime), _read_strategy(trainer.accelerator)
+    asked, actual = choose_strategy(runtime), read_strategy(trainer.accelerator)
     if asked != actual:
         raise StageError(
             f"runtime.strategy is {asked}, but the libraries would train with {actual} "
@@ -106,11 +106,11 @@ def require_strategy(trainer: Any, runtime: Runtime) -> None:
         )
 
 
-def _read_strategy(accelerator: Any) -> str:
+def read_strategy(accelerator: Any) -> Strategy:
     """Returns the strategy that an accelerator was set up for."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
-    if kind == DistributedType.FSDP:
-        return f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"
+        return name_zero_strategy(accelerator.state.deepspeed_plugin.zero_stage)
+    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version == 2:
+        return "fsdp2"
     return "ddp"

@@ -427,7 +427,7 @@ def test_several_nodes_without_a_meeting_place_are_refused(tmp_path: Path) -> No
     """As when a script runs the recipe through the Python API."""
     listener: Any = None
     with pytest.raises(
-        RecipeError, match="runtime.nodes: 2: such a run is started with `qwen-align run`, on every node"
+        RecipeError, match=r"runtime.nodes: 2: such a run is started with `qwen-align run`, on every node"
     ):
         run_plan(plan_run(tmp_path), listener)
 

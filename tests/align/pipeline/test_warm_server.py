@@ -84,7 +84,8 @@ def run_stage(folder, report, **_):
     return 0
 worker.run_stage = run_stage
 torch.set_num_threads(2)
-pids = warm_server.fork_stage({"processes": 2, "is_group": True, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
+request = {"processes": 2, "is_group": True, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}
+pids = warm_server.fork_stage(request, 0.0)
 assert warm_server.wait_for_processes(pids) == 0
 assert eval(open(sys.argv[1]).read()) == [(pid, 1) for pid in pids]
 """
