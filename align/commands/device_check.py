@@ -17,7 +17,6 @@ from qwen_align.align.estimation.cost import (
     estimate_disk_use,
 )
 from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, TIGHT_SHARE, Device
-from qwen_align.align.estimation.fitting import Fit, find_fit
 from qwen_align.align.estimation.stage_estimate import (
     ASSUMED_PROMPT_TOKENS,
     Phase,
@@ -32,6 +31,7 @@ from qwen_align.align.references import DataRef, find_references
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
 from qwen_align.align.settings.workload import DrawnRows, ReadRows
+from qwen_align.align.stages.fitting import Fit, find_fit
 
 _UNIT_ROWS = 1000  # time is said for so many rows where their number is not known
 
@@ -283,7 +283,7 @@ def _list_assumptions(stages: list[_Stage], speed: Speed, question: DeviceQuesti
         f"{TRAINING_SHARE:.0%}; {speed.bandwidth / 1e12:g} TB/s, of which decoding reaches {DECODING_SHARE:.0%}"
     )
     if question.device.n_devices > 1:
-        yield "note: each GPU holds a whole replica of the model (data parallel)"
+        yield "note: with strategy ddp each GPU holds a whole replica of the model"
         if any(stage.planned.runtime.processes != stage.runtime.processes for stage in stages):
             n_devices = question.device.n_devices
             yield f"note: estimated with `runtime: {{processes: {n_devices}}}`, which the recipe has to say"

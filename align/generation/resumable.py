@@ -14,6 +14,7 @@ from qwen_align.align.generation.engine import Engine, Request
 from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, build_completion, resolve_sampling, sort_completions
 from qwen_align.align.models import loading
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, read_rows, to_json_line
@@ -41,8 +42,13 @@ class SamplingRequest:
 def load_engine(
     source: Path, renderer: Renderer, context: Context, precision: Precision | Literal["auto"] = "auto"
 ) -> Engine:
-    """Loads a model in a precision onto the runtime's device and returns a generation engine for it."""
-    policy = loading.load_model(source, precision).to(loading.choose_device(context.runtime))
+    """Loads a model in a precision onto the runtime's device and returns a generation engine for it.
+
+    Raises RecipeError for an attention implementation that its architecture does not have.
+    """
+    device = loading.choose_device(context.runtime)
+    policy = loading.load_model(source, precision).to(device)
+    set_attention(policy, context.runtime.attention, device.type)
     return open_local_engine(policy, renderer, context.runtime)
 
 

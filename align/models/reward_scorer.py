@@ -18,12 +18,14 @@ from transformers.integrations import deepspeed
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import load_adapter, merge_and_unload
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.models.weight_headers import read_stored_tensors
 from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.settings import Reward
 
@@ -139,18 +141,23 @@ def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:
     return model
 
 
-def load_scorer(folder: Path, *, device: torch.device, max_rows: int) -> Scorer:
-    """Loads the reward model of a stage's folder or of a model folder as a scorer, on the given device."""
+def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
+    """Loads the reward model of a stage's folder or of a model folder as a scorer, as the runtime says.
+
+    Raises RecipeError for an attention implementation that its architecture does not have.
+    """
+    device = loading.choose_device(runtime)
     trunk: Any = load_scorer_model(folder).to(device)
-    return Scorer(trunk.requires_grad_(False), loading.load_renderer(folder), max_rows=max_rows)
+    set_attention(trunk, runtime.attention, device.type)
+    return Scorer(trunk.requires_grad_(False), loading.load_renderer(folder), max_rows=runtime.micro_batch)
 
 
-def bind_scorers(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch.device, max_rows: int) -> None:
+def bind_scorers(rewards: Iterable[Reward], inputs: Mapping[str, Path], runtime: Runtime) -> None:
     """Loads each reward model that learned rewards name, once, and binds it to these rewards."""
     scorers: dict[str, Scorer] = {}
     for reward in rewards:
         if isinstance(reward, Learned):
             name = str(reward.from_scorer)
             if name not in scorers:
-                scorers[name] = load_scorer(inputs[name], device=device, max_rows=max_rows)
+                scorers[name] = load_scorer(inputs[name], runtime)
             reward.bind_scorer(scorers[name])

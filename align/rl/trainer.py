@@ -41,13 +41,16 @@ from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.scoring import Scorer, set_old_logps
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
+from qwen_align.align.rl.zero_parts import ZeroParts
 from qwen_align.align.settings.pass_limits import PassLimits, get_pass_limits
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
-from qwen_align.align.training.gathered_weights import save_gathered_model
+from qwen_align.align.training.frozen_models import prepare_frozen
+from qwen_align.align.training.gathered_weights import gather_state, save_gathered_model
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import check_first_kl
+from qwen_align.align.training.whole_copy import copy_weights, set_weight
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -111,8 +114,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         self._sums: Sums = {}
         self.scorer = Scorer(self._pack_micro_batches, self.accelerator.autocast, self.args.device)
         rollout_source.score_drawn = self._score_drawn
-        if reference is not None:
-            reference.to(self.args.device).eval().requires_grad_(False)
+        self._zero_parts: ZeroParts | None = None
+        self._was_skipped = False  # the present step's update
+        self._reference_state: dict[str, Tensor] = {}  # while a checkpoint is saved
+        self._score_reference: Any = None if reference is None else prepare_frozen(reference, self.accelerator)
 
     # --- what Trainer asks for
 
@@ -147,8 +152,11 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         started = time.monotonic()
         model.train()
         self._sums = {}
+        if self.is_deepspeed_enabled and self.algorithm.critic and self._zero_parts is None:
+            self._zero_parts = ZeroParts(model.optimizer, self.args.max_grad_norm, lambda: self._is_critic_warmup)
         loss = torch.zeros((), device=self.args.device)
         passes = self._plan_passes(inputs["rows"])
+        self._was_skipped = not passes
         for number, compute_part in enumerate(passes, start=1):
             batch: MicroBatch = compute_part.keywords["batch"]
             self._count_pass(batch)
@@ -274,7 +282,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         Tokens of other completions are NaN.
         """
         if self.reference is not None:
-            rollouts.reference_logps = self.scorer.score_logps(self.reference, rollouts, rows)
+            rollouts.reference_logps = self.scorer.score_logps(self._score_reference, rollouts, rows)
         else:
             with self.model.disable_policy_adapter():
                 rollouts.reference_logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
@@ -304,7 +312,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             self.kl_coefficient.adapt(settings, float(per_completion.mean()), len(per_completion))
         if settings.reference_sync_steps and self.rollout_source.batches % settings.reference_sync_steps == 0:
             assert self.reference is not None
-            self.reference.policy.load_state_dict(self.model.policy.state_dict())
+            copy_weights(self.model.policy, self.reference.policy, self.args.device)
 
     def measure_held_out_now(self) -> HeldOutFigures:
         """Measures the present policy on the held-out set."""
@@ -390,10 +398,16 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         return passes + [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
 
     def _compute_text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
-        """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient."""
+        """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient.
+
+        Under DeepSpeed the critic reads the texts too, to no effect: of a parameter without a gradient in a step's
+        first pass ZeRO 3 keeps that of the step before, and of one without any in the last pass offloading keeps none.
+        """
         assert self.texts is not None
-        scores = model(batch.to(self.args.device), entropies=False, temperature=1.0)
+        scores = model(batch.to(self.args.device), entropies=False, temperature=1.0, values=self.is_deepspeed_enabled)
         loss = share * self.texts.compute_loss(scores, n_tokens)
+        if scores.values is not None:
+            loss = loss + 0 * scores.values.sum()
         self._add_sums({"ptx/loss": loss.detach()})
         assert self.algorithm.ptx is not None
         return self.algorithm.ptx.coefficient * loss
@@ -446,10 +460,15 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clips the gradients of policy and critic, each to the limit, and returns the policy's norm before that.
 
-        Together the critic's, which are larger by orders of magnitude, would scale the policy's. DeepSpeed clips by
-        itself, and knows only one norm.
+        Together the critic's, which are larger by orders of magnitude, would scale the policy's. DeepSpeed has clipped
+        by itself when this is called, and made its step.
         """
-        if self.algorithm.critic is None or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and self._was_skipped:
+            return 0.0  # DeepSpeed's norm is still that of the step before
+        if self._zero_parts is not None:
+            self.metrics["value/grad_norm"] = self._zero_parts.norms[True]
+            return self._zero_parts.norms[False]
+        if self.algorithm.critic is None:
             return super()._clip_grad_norm(model)
         parts = (self.model.value_parameters(), self.model.policy_parameters())
         value_norm, policy_norm = (
@@ -468,6 +487,13 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint, with the reference where the policy has taken its place."""
+        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
+            self._reference_state = gather_state(self, self.reference.policy)
+        super()._save_checkpoint(model, trial)
+        self._reference_state = {}
+
     def _save_extra_state(self, folder: Path) -> None:
         """Saves into a checkpoint the other state needed to resume: controllers, watchdogs, rollouts, prompt stream.
 
@@ -484,8 +510,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             save_batch(unfinished.prefetched, folder / PENDING)
         if state["minibatches"] and self.rollouts is not None:
             self.rollouts.save(folder / ROLLOUTS)
-        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
-            save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
+        if self._reference_state:
+            save_file(self._reference_state, folder / REFERENCE)
 
     def _collect_state(self) -> "UnfinishedStep":
         """Returns what a checkpoint of the present weights has to hold beside them and the rollouts."""
@@ -528,7 +554,9 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             self.rollouts = Rollouts.load(folder / ROLLOUTS)
         if (folder / REFERENCE).exists():
             assert self.reference is not None
-            _load_weights(self.reference.policy, folder / REFERENCE)
+            weights = dict(self.reference.policy.named_parameters())
+            for name, weight in load_file(folder / REFERENCE).items():
+                set_weight(weights[name], weight)
 
     # --- devices
 
@@ -555,9 +583,12 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         return get_pass_limits(self.context.runtime, self.args.device.type)
 
     def _sync_gradients_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
-        """Returns a context manager in which devices exchange gradients only in the last forward pass."""
+        """Returns a context manager in which devices exchange gradients only in the last forward pass.
+
+        Those that hold parts of the gradients exchange them in every pass: else each would hold all of them.
+        """
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        if is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if is_last or self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 

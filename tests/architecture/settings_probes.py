@@ -376,13 +376,11 @@ class World:
             described, context={"folder": str(self.folder)}
         )
         if "from_scorer" in settings["reward"]:
-            import torch
-
             from qwen_align.align.models import reward_scorer
 
             self.add_scorer()
             inputs = {**self.inputs, "scorer": self.inputs["scorer"]}
-            reward_scorer.bind_scorers(rewards, inputs, device=torch.device("cpu"), max_rows=8)
+            reward_scorer.bind_scorers(rewards, inputs, Runtime(device="cpu"))
         group = [
             make_completion(
                 "p", sample, None, "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}

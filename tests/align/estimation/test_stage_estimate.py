@@ -7,7 +7,6 @@ import pytest
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost, estimate_disk_use
 from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, HOST_BYTES, Device
-from qwen_align.align.estimation.fitting import find_fit, find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
 from qwen_align.align.estimation.stage_estimate import (
@@ -28,6 +27,7 @@ from qwen_align.align.settings.ppo import Ppo
 from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
+from qwen_align.align.stages.fitting import find_fit, find_most_tokens
 
 COMMON: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "learning_rate": 1e-5}
 LORA = {"rank": 16, "alpha": 32}
@@ -293,6 +293,9 @@ def test_a_cache_that_is_too_large_and_sampling_in_fp32_are_what_is_changed() ->
     fit = find_fit(evaluate(), Runtime(kv_cache_gib=24), config, CARD)
     assert fit is not None
     assert (fit.runtime, fit.stage) == ({"kv_cache_gib": None}, {})
+    fit = find_fit(evaluate(), Runtime(prefill_tokens=131_072), config, CARD)
+    assert fit is not None
+    assert (list(fit.runtime), fit.stage) == (["prefill_tokens"], {})
     fit = find_fit(evaluate(precision="fp32"), Runtime(), config, CARD)
     assert fit is not None
     assert (fit.runtime, fit.stage) == ({}, {"precision": "bf16"})
