@@ -94,7 +94,7 @@ def _run_stages(
     stages_to_run = [stage for stage in plan.stages if not stage.is_stored]
     trackers = TrackerClients(plan.recipe.tracking, plan.group, plan.tracking_folder, listener.on_note)
     input_verifier = InputVerifier({stage.folder.path.resolve(): stage.name for stage in plan.stages})
-    with Launcher() as launcher, trackers:
+    with Launcher(listener.on_note) as launcher, trackers:
         if any(uses_warm_server(stage.stage) for stage in stages_to_run):
             launcher.start_warm_server()
         for stage in plan.stages:
