@@ -21,7 +21,6 @@ from qwen_align.align.models.weight_precision import Precision, Trained
 from qwen_align.align.models.weight_shards import build_shard_mesh
 from qwen_align.align.models.zero3_shards import partition_with_zero3
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.strategy import choose_strategy
 
 # What transformers sets on a model that it has quantised; PEFT and TRL read them.
 _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
@@ -35,10 +34,7 @@ def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, need
     device = loading.choose_device(runtime)
     if settings.lora is None or settings.lora.base_weights != "nf4":
         mesh = build_shard_mesh(runtime, device)
-        model = loading.load_model_to_train(folder, settings, needs_head=needs_head, mesh=mesh)
-        if choose_strategy(runtime) == "zero3":
-            partition_with_zero3(model)
-        return model
+        return partition_with_zero3(loading.load_model_to_train(folder, settings, needs_head=needs_head, mesh=mesh))
     assert settings.precision != "auto"
     return load_quantized_model(folder, settings.precision, device, needs_head=needs_head)
 

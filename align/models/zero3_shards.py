@@ -5,20 +5,25 @@ processes, that is the rows that the process has read.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.integrations.deepspeed import deepspeed_config
+from transformers.integrations.deepspeed import deepspeed_config, is_deepspeed_zero3_enabled
 
 from qwen_align.align.models.weight_shards import has_shards, replace_parameters
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def partition_with_zero3(model: nn.Module) -> None:
-    """Turns the shards of a model into ZeRO-3's parameters. A model without shards stays as it is."""
-    if not has_shards(model):
-        return
+
+def partition_with_zero3(model: Model) -> Model:
+    """Turns the shards of a model into ZeRO-3's parameters and returns it, where DeepSpeed is to train under ZeRO-3.
+
+    Other models stay as they are.
+    """
+    if not has_shards(model) or not is_deepspeed_zero3_enabled():
+        return model
     from deepspeed.runtime.zero import partition_parameters
 
     class Partitioning(partition_parameters.Init):  # type: ignore[misc]
@@ -38,6 +43,7 @@ def partition_with_zero3(model: nn.Module) -> None:
             return weight
 
     Partitioning(module=model, config_dict_or_path=deepspeed_config())
+    return model
 
 
 def _place_rows(shard: DTensor, device: torch.device) -> Tensor:

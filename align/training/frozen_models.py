@@ -5,6 +5,9 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from qwen_align.align.training.fsdp2 import shard_model
 
 # What of DeepSpeed's settings is for an optimiser, which a frozen model has not.
 OF_OPTIMIZER = ("optimizer", "scheduler", "gradient_clipping")
@@ -18,9 +21,9 @@ def prepare_frozen(model: nn.Module, accelerator: Any) -> Any:
     """
     model.eval().requires_grad_(False)
     if accelerator.distributed_type == DistributedType.FSDP:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        return _Resharded(fsdp2_prepare_model(accelerator, model))
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        shard_model(model, mesh, accelerator.device, offloads=accelerator.state.fsdp_plugin.cpu_offload is not None)
+        return _Resharded(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
         return _shard_by_deepspeed(model, accelerator.state.deepspeed_plugin.deepspeed_config)
     return model.to(accelerator.device)

@@ -8,8 +8,6 @@ Weights are gathered in the precision they are held in, and autocast computes as
 mixed precision would cast norms and embeddings too.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -142,21 +140,3 @@ def _put_shards_in(model: nn.Module, loaded: dict[tuple[int, str], DTensor], dev
                 )
                 placed[id(shard)] = nn.Parameter(rows, requires_grad=weight.requires_grad)
             module._parameters[name] = placed[id(shard)]
-
-
-@contextmanager
-def hold_whole_weights(model: nn.Module) -> Iterator[None]:
-    """Holds all weights of a sharded model whole inside a context manager, entered by all processes at once.
-
-    Forward passes without gradients then exchange nothing, so each process may make as many as it likes.
-    """
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in sharded:  # the outermost first: it is the one through which training's passes go
-        module.unshard()
-        module.set_reshard_after_forward(False, recurse=False)
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
-            module.set_reshard_after_forward(module is not model, recurse=False)

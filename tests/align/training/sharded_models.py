@@ -27,7 +27,7 @@ from qwen_align.align.models import loading
 from qwen_align.align.models.model_description import ModelFiles
 from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.training.distributed import gather_objects, get_rank, is_main_process, wait_for_all
-from qwen_align.align.training.fsdp2 import hold_whole_weights, shard_model
+from qwen_align.align.training.fsdp2 import shard_model
 from qwen_align.align.training.token_scores import score_tokens
 
 SIZES: dict[str, Any] = {
@@ -210,14 +210,6 @@ def require_close(actual: list[tuple[float, float]], expected: list[tuple[float,
         assert all(abs(a - b) <= 1e-4 * abs(b) for a, b in zip(one, other, strict=True)), (actual, expected)
 
 
-def generate(model: Any, n: int) -> torch.Tensor:
-    ids = IDS[:2]
-    found: torch.Tensor = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0
-    )
-    return found
-
-
 @check
 def trains_as_one_process(home: Path, mesh: DeviceMesh) -> None:
     rank = get_rank()
@@ -227,7 +219,6 @@ def trains_as_one_process(home: Path, mesh: DeviceMesh) -> None:
         ("offloaded", {}, "fp32", None, False, True),
         ("lora", {"tie_word_embeddings": True}, "bf16", {}, True, False),
         ("lora-untied", {}, "bf16", {}, False, False),
-        ("dora", {}, "fp32", {"use_dora": True}, False, False),
     ):
         folder = write_model(home / f"fsdp2-{name}", precision, **sizes)
         one: Any = loading.load_base_model(folder, precision=precision)
@@ -242,9 +233,6 @@ def trains_as_one_process(home: Path, mesh: DeviceMesh) -> None:
         held = sum(weight.to_local().nbytes for weight in two.parameters())
         assert held <= 0.52 * sum(weight.nbytes for weight in one.parameters()), name
         require_close(train(two, IDS[2 * rank : 2 * rank + 2]), train(one, IDS))
-        with hold_whole_weights(two), torch.no_grad():  # each process draws as long as it likes
-            assert torch.equal(generate(two, 3 + 2 * rank), generate(one, 3 + 2 * rank)), name
-        require_close(train(two, IDS[2 * rank : 2 * rank + 2], 1), train(one, IDS, 1))
 
 
 @check
