@@ -10,10 +10,12 @@ import yaml
 from qwen_align.align.errors import BY_EXIT_CODE, RecipeError, StageError
 from qwen_align.align.pipeline.check_models import check_models
 from qwen_align.align.pipeline.hub_revisions import get_record_path, write_found_revisions
-from qwen_align.align.pipeline.launcher import Launcher, uses_warm_server
+from qwen_align.align.pipeline.launcher import Launcher, StageExit, uses_warm_server
 from qwen_align.align.pipeline.plan import Plan, PlannedStage, check_can_start, list_version_changes
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.align.store.files import write_json
+from qwen_align.align.store.lease import Lease
+from qwen_align.align.store.lease_record import LeaseLost
 from qwen_align.align.store.outside_files import OutsideFileWatch
 from qwen_align.align.store.run_folders import write_run_folder
 from qwen_align.align.store.verify_inputs import InputVerifier
@@ -55,12 +57,15 @@ def run(
     check_can_start(plan, forced)
     for note in check_models(plan, forced):
         listener.on_note(f"note: {note}")
-    for stage in forced:
-        _clear_stage(stage)
     resolved = yaml.safe_dump(plan.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     with ExitStack() as held:
-        if note := write_run_folder(plan.home, plan.recipe.name, plan.request, plan.stage_folders, resolved, held):
+        folders = plan.stage_folders
+        if note := write_run_folder(
+            plan.home, plan.recipe.name, plan.request, folders, resolved, held, listener.on_note
+        ):
             listener.on_note(note)
+        for stage in forced:  # linked by now: no `prune` takes its folder away meanwhile
+            _clear_stage(stage, listener, stop)
         _keep_revisions(plan, listener)
         _run_stages(plan, listener, same_versions=same_versions, stop=stop)
 
@@ -85,10 +90,11 @@ def _run_stages(plan: Plan, listener: RunListener, *, same_versions: bool, stop:
                 _run_stage(stage, launcher, trackers, listener, stop)
 
 
-def _clear_stage(stage: PlannedStage) -> None:
+def _clear_stage(stage: PlannedStage, listener: RunListener, stop: Callable[[], bool]) -> None:
     """Deletes the stored result of a stage, so that the stage runs again."""
     try:
-        with stage.folder.hold_lock():
+        with stage.folder.hold_lease(say=listener.on_note, stop=stop) as lease:
+            lease.check()
             stage.folder.delete_contents()
     except OSError as error:
         raise _to_stage_error(stage, error) from None
@@ -102,34 +108,37 @@ def _to_stage_error(stage: PlannedStage, error: OSError) -> StageError:
 def _run_stage(
     stage: PlannedStage, launcher: Launcher, trackers: TrackerClients, listener: RunListener, stop: Callable[[], bool]
 ) -> None:
-    """Runs one stage under its folder's lock and sends its training curve to the trackers.
+    """Runs one stage under its folder's lease and sends its training curve to the trackers.
 
-    Raises AlignError when the stage fails.
+    Raises AlignError when the stage fails, and LeaseLost, with the stage's processes ended, when the lease is lost.
     """
 
     watch = OutsideFileWatch(stage.outside)
 
     def poll_stop() -> bool:
+        lease.check()
         trackers.check_trackers()
         listener.on_stage_progress(stage)
         return stop() or (not stage.is_stored and watch.has_changed())
 
     try:
-        with stage.folder.hold_lock():
-            if stage.is_stored:  # another run finished it before the folder was locked
+        with stage.folder.hold_lease(say=listener.on_note, stop=stop) as lease:
+            if stage.is_stored:  # another run finished it before this one had the lease
                 listener.on_stage_skipped(stage)
                 return
             if stop():
                 raise BY_EXIT_CODE[75]("stopped as asked; run again to go on")
-            write_json(stage.folder.path / "stage.json", build_stage_job(stage))
+            job = {**build_stage_job(stage), "lease": lease.describe()}
+            write_json(stage.folder.path / "stage.json", job, lease.check)
             listener.on_stage_started(stage)
             is_tracked = STAGE_KINDS[stage.kind].curve is not None
             if is_tracked:
                 trackers.begin_curve(_build_curve(stage))
-            stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
+            stage_exit = _run_in_processes(stage, launcher, lease, poll_stop)
             if is_tracked:
                 trackers.end_curve(_read_evaluation_points(stage), is_whole=stage.is_stored)
             if watch.error:
+                lease.check()
                 stage.folder.delete_contents()  # checkpoints too: they are of another file than the key says
                 raise StageError(f"stage '{stage.name}': {watch.error}")
     except OSError as error:
@@ -141,6 +150,26 @@ def _run_stage(
     if not stage.is_stored:
         raise StageError(f"stage '{stage.name}' ended without a manifest\nlog: {stage.folder.path / 'log.txt'}")
     listener.on_stage_finished(stage)
+
+
+def _run_in_processes(
+    stage: PlannedStage, launcher: Launcher, lease: Lease, poll_stop: Callable[[], bool]
+) -> StageExit:
+    """Runs the processes of a stage and returns how they exited. When it raises they have ended.
+
+    Raises LeaseLost when the lease is lost, whatever the stage says of its end.
+    """
+    try:
+        stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
+        if stage_exit.code != 0:
+            lease.check()
+        return stage_exit
+    except LeaseLost as error:
+        launcher.end_warm_server()
+        raise LeaseLost(f"stage '{stage.name}': {error}") from None
+    except BaseException:
+        launcher.end_warm_server()
+        raise
 
 
 def _build_curve(stage: PlannedStage) -> Curve:
