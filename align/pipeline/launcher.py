@@ -59,6 +59,11 @@ class Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end_warm_server()
+        self._errors.close()
+
+    def end_warm_server(self) -> None:
+        """Kills the warm server, if there is one, and with it the stage that it has forked."""
         if self._server:
             assert self._server.stdin
             self._server.stdin.close()
@@ -66,7 +71,7 @@ class Launcher:
             self._server.wait()
         if self._answers:
             self._answers.close()
-        self._errors.close()
+        self._server, self._answers, self._ready = None, None, False
 
     def start_warm_server(self) -> None:
         """Starts the warm server unless it is running. It imports its libraries in the background."""

@@ -276,7 +276,9 @@ class World:
 
         def work() -> None:
             launcher: Any = own
-            exits.append(self.node_0.run_stage(launcher, self.stage, self.node_0.poll_stop))
+            exits.append(
+                self.node_0.run_stage(launcher, self.stage, build_stage_job(self.stage), self.node_0.poll_stop)
+            )
 
         threading.Thread(target=work, daemon=True).start()
         return lambda: wait_for(lambda: exits)[0], own
