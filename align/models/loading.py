@@ -182,8 +182,8 @@ def load_base_model(
     Weights are read into the precision without another copy of them; auto = that of the files.
     An adapter beside it is not followed; the pipeline refuses one unless the recipe ignores it. `head` None: a causal
     language model whose head may be made up. `more`: further arguments of from_pretrained. `mesh`: the processes that
-    each load their own rows of every weight; None = this one loads the whole model. Raises RecipeError when it cannot be
-    loaded, or a weight is not in its files, which transformers would make up at random.
+    each load their own rows of every weight; None = this one loads the whole model. Raises RecipeError when it cannot
+    be loaded, or a weight is not in its files, which transformers would make up at random.
     """
     check_weights(folder, head)
     logging.disable_progress_bar()

@@ -62,6 +62,8 @@ def list_file_faults(path: str, settings: Optimizer) -> Iterator[str]:
         yield "fp16 is enabled: weights are trained in fp32 or bf16; leave it out"
     if _get(content, "bf16", "enabled", "auto") != "auto":
         yield 'bf16.enabled is said: the recipe says the precision; write "auto"'
+    if "torch_autocast" in content:
+        yield "torch_autocast is said: the recipe says the precision; leave it out"
     clipping = content.get("gradient_clipping", "auto")
     if clipping not in ("auto", settings.max_grad_norm):
         yield f'gradient_clipping is {clipping}, and max_grad_norm {settings.max_grad_norm}; write "auto"'

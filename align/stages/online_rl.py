@@ -120,9 +120,7 @@ def _build_actor(
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if settings.from_scorer:
-            started = reward_scorer.load_scorer_model(
-                inputs[settings.from_scorer], "fp32", mesh=_build_mesh(context)
-            )
+            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer], "fp32", mesh=_build_mesh(context))
             trunk, head = partition_with_zero3(started.base_model), started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):

@@ -58,9 +58,13 @@ def write_model(folder: Path, precision: Precision = "fp32", **sizes: Any) -> Pa
         torch.manual_seed(0)
         given = SIZES | sizes
         model: Any = (
-            Qwen3MoeForCausalLM(Qwen3MoeConfig(**given)) if "num_experts" in given else Qwen3ForCausalLM(Qwen3Config(**given))
+            Qwen3MoeForCausalLM(Qwen3MoeConfig(**given))
+            if "num_experts" in given
+            else Qwen3ForCausalLM(Qwen3Config(**given))
         )
-        model.to(loading.DTYPES[precision]).save_pretrained(folder, max_shard_size="20MB" if sizes == LARGER else "20KB")
+        model.to(loading.DTYPES[precision]).save_pretrained(
+            folder, max_shard_size="20MB" if sizes == LARGER else "20KB"
+        )
     wait_for_all()
     return folder
 
@@ -177,13 +181,15 @@ def merges_adapters_as_one_process(home: Path, mesh: DeviceMesh) -> None:
     for precision in ("fp32", "bf16"):
         base = write_model(home / f"below-{precision}", precision, tie_word_embeddings=True)
         for name, settings in (("lora", {}), ("dora", {"use_dora": True})):
-            adapters = [str(write_adapter(base, home / f"{name}-{precision}-{number}", **settings)) for number in (1, 2)]
+            adapters = [write_adapter(base, home / f"{name}-{precision}-{number}", **settings) for number in (1, 2)]
             files = ModelFiles(str(base), adapters)
             whole = loading.load_with_adapters(files, precision)
             sharded = loading.load_with_adapters(files, precision, mesh=mesh)
             require_same_weights(sharded, whole)
             unmerged = loading.load_base_model(base, precision=precision)
-            assert not torch.equal(whole.model.layers[0].mlp.up_proj.weight, unmerged.model.layers[0].mlp.up_proj.weight)
+            assert not torch.equal(
+                whole.model.layers[0].mlp.up_proj.weight, unmerged.model.layers[0].mlp.up_proj.weight
+            )
 
 
 # --- FSDP2

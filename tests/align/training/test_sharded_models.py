@@ -1,4 +1,4 @@
-"""Two processes load a model as shards and train it with FSDP2 as one process does; the checks are in sharded_models.py."""
+"""Two processes load a model as shards and train it with FSDP2 as one does; the checks are in sharded_models.py."""
 
 import json
 import os
