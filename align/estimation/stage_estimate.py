@@ -343,7 +343,7 @@ class _Training:
 
     def _divide(self, phase: str, parts: Parts) -> Parts:
         """Returns what each process holds of the parts of a phase."""
-        return Spread(self.runtime, self.model, self.runtime.processes).divide(phase, parts)
+        return Spread(self.runtime, self.model, self.runtime.world_size).divide(phase, parts)
 
 
 def _add_overhead(name: str, moment: Moment, *, is_on_gpu: bool) -> Phase:

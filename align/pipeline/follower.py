@@ -217,9 +217,8 @@ def wait_for_files(stage: PlannedStage, attempt: str, is_over: Callable[[], bool
             with suppress(OSError):
                 os.listdir(missing.parent)  # which makes some clients of network file systems look again
             time.sleep(0.1)
-    told = read_json(path)
-    told.pop(ATTEMPT)
-    if to_canonical_json(told) != to_canonical_json(build_stage_job(stage)):
+    told, planned = read_json(path), build_stage_job(stage)
+    if to_canonical_json({name: told.get(name) for name in planned}) != to_canonical_json(planned):
         raise OSError(0, "says another stage than this node has planned", str(path))
     return True
 

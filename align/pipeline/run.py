@@ -1,9 +1,9 @@
 """Runs a plan: skips stored stages, runs the others in order, and links them in the run's folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -151,13 +151,17 @@ def _run_stage(
                 return
             if stop():
                 raise BY_EXIT_CODE[75]("stopped as asked; run again to go on")
-            write_json(stage.folder.path / "stage.json", build_stage_job(stage))
+
+            def write_job(more: Mapping[str, Any]) -> None:
+                write_json(stage.folder.path / "stage.json", {**build_stage_job(stage), **more})
+
+            write_job({})
             listener.on_stage_started(stage)
             is_tracked = STAGE_KINDS[stage.kind].curve is not None
             if is_tracked:
                 trackers.begin_curve(_build_curve(stage))
             if coordinator and count_nodes(stage.stage) > 1:
-                stage_exit = coordinator.run_stage(launcher, stage, poll_stop)
+                stage_exit = coordinator.run_stage(launcher, stage, write_job, poll_stop)
             else:
                 stage_exit = launcher.run_stage(stage.stage, stage.folder.path, poll_stop)
             if is_tracked:

@@ -7,7 +7,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -270,13 +270,16 @@ class World:
         connection.send({"hello": number, "host": "there", "plan": description})
         return connection
 
+    def write_job(self, more: Mapping[str, Any]) -> None:
+        write_json(self.stage.folder.path / "stage.json", {**build_stage_job(self.stage), **more})
+
     def run(self, *ends: StageExit | str) -> tuple[Callable[[], StageExit], OwnProcesses]:
         """Runs the stage in a thread. Returns what waits for how it exited."""
         own, exits = OwnProcesses(*ends), list[StageExit]()
 
         def work() -> None:
             launcher: Any = own
-            exits.append(self.node_0.run_stage(launcher, self.stage, self.node_0.poll_stop))
+            exits.append(self.node_0.run_stage(launcher, self.stage, self.write_job, self.node_0.poll_stop))
 
         threading.Thread(target=work, daemon=True).start()
         return lambda: wait_for(lambda: exits)[0], own
