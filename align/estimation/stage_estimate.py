@@ -365,17 +365,23 @@ def _measure_drawing(
     if rows.per_step:
         side_by_side = min(side_by_side, max(1, rows.per_step // runtime.processes))
     columns = prompt_tokens + rows.max_tokens - 1
-    prefill = max(prompt_tokens, min(runtime.prefill_tokens, side_by_side * prompt_tokens))
-    drawn = measure_drawing(shape, Drawing(side_by_side, columns, prefill, weight_bytes))
+    n_prompts = ceil(side_by_side / rows.completions_per_prompt)  # each is read once
+    prefill = max(prompt_tokens, min(runtime.prefill_tokens, n_prompts * prompt_tokens))
+    drawn = measure_drawing(shape, Drawing(side_by_side, columns, prompt_tokens, prefill, weight_bytes))
     held = drawn.all_rows
     if runtime.kv_cache_gib is not None:
         held = min(held, max(drawn.one_row, runtime.kv_cache_gib * 2**30))
     elif device is not None:
-        others = sum(parts.values()) + drawn.activations + drawn.logits
+        others = sum(parts.values()) + max(drawn.reading, drawn.sampling)
         held = min(held, max(drawn.one_row, device.comfortable_bytes - others))
-    parts = {**parts, "keys and values": held, "activations": drawn.activations, "logits": drawn.logits}
-    moment = Moment("reading prompts" if drawn.activations else "sampling", parts)
-    return _add_overhead("draw", moment, is_on_gpu=is_on_gpu), max(1, int(held / drawn.one_row))
+    # On a CPU columns of the cache take memory when they are first written, those of completions after the prompts.
+    read = held if is_on_gpu else min(held, drawn.prompts)
+    moments = (
+        Moment("reading prompts", {**parts, "keys and values": read, "activations": drawn.reading}),
+        Moment("sampling", {**parts, "keys and values": held, "logits": drawn.sampling}),
+    )
+    worst = max(moments, key=lambda moment: moment.total)
+    return _add_overhead("draw", worst, is_on_gpu=is_on_gpu), max(1, int(held / drawn.one_row))
 
 
 def _estimate_sampling(

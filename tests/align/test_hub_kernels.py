@@ -39,7 +39,7 @@ sys.meta_path.insert(0, Finder())
 import peft, kernels
 from bitsandbytes.backends.cpu import ops
 from transformers.integrations.hub_kernels import lazy_load_kernel
-lazy_load_kernel("causal-conv1d")
+lazy_load_kernel("sonic-moe")
 print("read", ops.gemm_4bit_forward_kernel, sys.modules["kernels"] is kernels)
 """
 
@@ -49,7 +49,7 @@ print("read", ops.gemm_4bit_forward_kernel, sys.modules["kernels"] is kernels)
     ("asked", "fetched"),
     [
         (None, set()),
-        ("1", {"kernels-community/quantization-bitsandbytes", "kernels-community/causal-conv1d"}),
+        ("1", {"kernels-community/quantization-bitsandbytes", "kernels-community/sonic-moe"}),
     ],
 )
 def test_nothing_is_fetched_unless_the_environment_asks_for_it(
