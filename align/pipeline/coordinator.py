@@ -1,6 +1,6 @@
 """Leads a run on several nodes from node 0: waits for the others, has them run stages, and stops all when one is lost.
 
-Node 0 alone holds the stages' locks, runs what needs one process, and keeps the run's folder and report. The others
+Node 0 alone holds the stages' leases, runs what needs one process, and keeps the run's folder and report. The others
 plan the same recipe, and run their part of a stage when node 0 names its key (align/pipeline/follower.py). All that
 goes between them is which stage, which attempt at it and the port of torch's store; how its processes exited; requests
 to stop. Files go by the common home.
@@ -23,6 +23,7 @@ from qwen_align.align.pipeline.node_connection import Connection, Listener, make
 from qwen_align.align.pipeline.node_place import NodePlace, Rendezvous
 from qwen_align.align.pipeline.node_plans import describe_difference, describe_plan
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
+from qwen_align.align.store.files import write_json
 
 ATTEMPT = "attempt"  # in stage.json: the attempt at the stage that the nodes work on
 # A server's firmware and memory test take some 10 minutes after a crash; the other nodes stand idle for so long.
@@ -96,15 +97,11 @@ class Coordinator:
         return self._is_asked_to_stop
 
     def run_stage(
-        self,
-        launcher: Launcher,
-        stage: PlannedStage,
-        write_job: Callable[[Mapping[str, Any]], None],
-        poll_stop: Callable[[], bool],
+        self, launcher: Launcher, stage: PlannedStage, job: Mapping[str, Any], poll_stop: Callable[[], bool]
     ) -> StageExit:
         """Runs a stage on all its nodes and returns how it exited. It is begun again when a lost node is back.
 
-        `write_job` writes the stage's stage.json with more that is to be in it.
+        `job`: the content of its stage.json.
         """
         n_nodes = count_nodes(stage.stage)
         for _ in range(MOST_LOSSES):
@@ -112,7 +109,7 @@ class Coordinator:
                 return exit_
             with self._lock:
                 nodes = [self._nodes[number] for number in range(1, n_nodes)]
-            exit_ = self._attempt(launcher, stage, nodes, write_job, poll_stop)
+            exit_ = self._attempt(launcher, stage, job, nodes, poll_stop)
             lost = [node.name for node in nodes if node.connection.is_lost]
             is_told = exit_.code == 0 or exit_.cause in ("memory", "said")
             if is_told or not lost:
@@ -125,13 +122,13 @@ class Coordinator:
         self,
         launcher: Launcher,
         stage: PlannedStage,
+        job: Mapping[str, Any],
         nodes: list[_Node],
-        write_job: Callable[[Mapping[str, Any]], None],
         poll_stop: Callable[[], bool],
     ) -> StageExit:
         """Runs a stage once on its nodes, which have all joined, and returns what says most of how it ended."""
         attempt, port = secrets.token_hex(8), find_free_port()
-        write_job({ATTEMPT: attempt})
+        write_json(stage.folder.path / "stage.json", {**job, ATTEMPT: attempt})
         self._exits, self._running = {}, attempt
         for node in nodes:
             node.connection.send({"start": stage.key, ATTEMPT: attempt, "port": port})

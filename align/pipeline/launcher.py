@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, Self
 
 from qwen_align.align.context import LOADING, PROGRESS, Phase
-from qwen_align.align.errors import StageError
+from qwen_align.align.errors import AlignError, StageError
+from qwen_align.align.pipeline.deepspeed_operators import build_operator_environment, build_operators
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.pipeline.kernel_kills import count_kernel_kills
 from qwen_align.align.pipeline.machine_check import count_nodes, count_processes
 from qwen_align.align.pipeline.node_place import ALONE, NodePlace
 from qwen_align.align.pipeline.process_lifetime import PARENT_VARIABLE
+from qwen_align.align.pipeline.strategy_check import trains_with_deepspeed
 from qwen_align.align.pipeline.warm_server import NO_THREADS
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.strategy import uses_deepspeed
 from qwen_align.align.stages.memory_advice import word_advice
 from qwen_align.align.stages.registry import STAGE_KINDS
 
@@ -42,9 +43,13 @@ class StageExit(NamedTuple):
 
 
 class Launcher:
-    """A launcher that runs stages one after another. As a context manager it ends the warm server at exit."""
+    """A launcher that runs stages one after another. As a context manager it ends the warm server at exit.
 
-    def __init__(self) -> None:
+    `on_note` is told what a stage has to wait for before it starts.
+    """
+
+    def __init__(self, on_note: Callable[[str], None] = lambda note: None) -> None:
+        self._on_note = on_note
         self._server: subprocess.Popen[str] | None = None
         self._answers: IO[str] | None = None
         self._ready = False
@@ -54,6 +59,11 @@ class Launcher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end_warm_server()
+        self._errors.close()
+
+    def end_warm_server(self) -> None:
+        """Kills the warm server, if there is one, and with it the stage that it has forked."""
         if self._server:
             assert self._server.stdin
             self._server.stdin.close()
@@ -61,7 +71,7 @@ class Launcher:
             self._server.wait()
         if self._answers:
             self._answers.close()
-        self._errors.close()
+        self._server, self._answers, self._ready = None, None, False
 
     def start_warm_server(self) -> None:
         """Starts the warm server unless it is running. It imports its libraries in the background."""
@@ -93,6 +103,11 @@ class Launcher:
         `poll_stop` is called a few times a second; once it returns true the stage is asked to stop, and once
         `poll_kill` does its processes are killed. `place`: this machine's among those that run the stage.
         """
+        if compiles_operators(stage):
+            try:
+                build_operators(stage.runtime, build_environment(), self._on_note, poll_stop)
+            except AlignError as error:
+                return StageExit(error.exit_code, str(error))
         stop_signal, kills = StopSignal(poll_stop, poll_kill), count_kernel_kills()
         with tempfile.TemporaryDirectory(prefix="qwen-align-") as scratch:
             report = Path(scratch, "report.json")
@@ -210,8 +225,12 @@ def build_command(stage: Stage, folder: Path, report: Path, place: NodePlace = A
 
 def needs_process_group(stage: Stage) -> bool:
     """Returns whether a stage's processes form a group: several do, and for DeepSpeed also one."""
-    is_group_of_one = uses_deepspeed(stage.runtime) and not STAGE_KINDS[stage.kind].is_single_process
-    return count_processes(stage) * count_nodes(stage) > 1 or is_group_of_one
+    return count_processes(stage) * count_nodes(stage) > 1 or trains_with_deepspeed(stage)
+
+
+def compiles_operators(stage: Stage) -> bool:
+    """Returns whether DeepSpeed compiles operators for a stage: on a CPU."""
+    return trains_with_deepspeed(stage) and not uses_cuda(stage.runtime)
 
 
 def uses_warm_server(stage: Stage) -> bool:
@@ -244,6 +263,7 @@ def build_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **os.environ,
+        **build_operator_environment(),
         PARENT_VARIABLE: str(os.getpid()),
     }
 

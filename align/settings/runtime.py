@@ -77,7 +77,8 @@ class Runtime(Strict):
         default="auto",
         description="what processes hold of the training state: ddp = each all of it; zero1, zero2, zero3 = DeepSpeed "
         "shards the optimiser's state, also the gradients, also the parameters; fsdp2 = PyTorch shards all three; "
-        "auto = what the DeepSpeed file says, without one ddp",
+        "auto = what the DeepSpeed file says, without one ddp. It is of stages that train; others, such as rollout and "
+        "evaluate, have no training state and run as without it",
     )
     offload: Literal["none", "optimizer", "parameters"] = Field(
         default="none",

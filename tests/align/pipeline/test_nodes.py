@@ -7,7 +7,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -270,16 +270,15 @@ class World:
         connection.send({"hello": number, "host": "there", "plan": description})
         return connection
 
-    def write_job(self, more: Mapping[str, Any]) -> None:
-        write_json(self.stage.folder.path / "stage.json", {**build_stage_job(self.stage), **more})
-
     def run(self, *ends: StageExit | str) -> tuple[Callable[[], StageExit], OwnProcesses]:
         """Runs the stage in a thread. Returns what waits for how it exited."""
         own, exits = OwnProcesses(*ends), list[StageExit]()
 
         def work() -> None:
             launcher: Any = own
-            exits.append(self.node_0.run_stage(launcher, self.stage, self.write_job, self.node_0.poll_stop))
+            exits.append(
+                self.node_0.run_stage(launcher, self.stage, build_stage_job(self.stage), self.node_0.poll_stop)
+            )
 
         threading.Thread(target=work, daemon=True).start()
         return lambda: wait_for(lambda: exits)[0], own
@@ -532,7 +531,7 @@ def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
                         plan, Rendezvous(1, 2, LOCAL, port), ran.append, stop=stop, **{"wait_s": 3.0, **changes}
                     )
                     ended.append(None)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - whatever it ended with
                     ended.append(error)
 
             threading.Thread(target=work, daemon=True).start()
