@@ -19,8 +19,8 @@ Two never write at once as long as no host sees what another has written more th
   EXPIRY_S > 2 FENCE_S + VISIBILITY_S + the time between two looks and that of a process to end.
 - Who sees old files only may create a number that was there and deleted. A file is deleted only when a later one has
   been there for VISIBILITY_S: whoever looks again after creating sees a later one, and withdraws.
-- In a folder that was deleted and made anew numbers begin at 1 again. Before it creates a number one asks the server for
-  the very file whose holder has gone.
+- In a folder that was deleted and made anew numbers begin at 1 again. Before it creates a number one asks the server
+  for the very file whose holder has gone.
 
 What remains possible: a process that was stopped, or whose machine slept, for so long that its lease went to another
 may write for a moment between going on and being ended (a stage's guard looks every second), and what a host without a
@@ -242,8 +242,8 @@ def take_lease(
     """Takes a lease, once nobody holds it.
 
     `queue`: waits for a holder that is alive, else raises LeaseHeld. `may_wait`: watches one that cannot be asked, for
-    EXPIRY_S at most, else raises LeaseHeld; `say` is told so. `watch`: what was seen of it before. `spans_hosts`: whether
-    processes on other hosts will write under it.
+    EXPIRY_S at most, else raises LeaseHeld; `say` is told so. `watch`: what was seen of it before. `spans_hosts`:
+    whether processes on other hosts will write under it.
 
     Raises Preempted once `stop` returns true, OSError where the lease cannot be written.
     """
