@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from qwen_align.align.context import Context
 from qwen_align.align.errors import Preempted, StageError
 from qwen_align.align.pipeline import worker
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store import lease_files, lease_record
 from qwen_align.align.store.lease import Lease, hold_joint_lease, hold_lease, take_lease
 from qwen_align.align.store.lease_files import LeaseFiles
@@ -451,17 +453,16 @@ def test_a_stage_whose_lease_is_lost_publishes_nothing_and_touches_nothing(tmp_p
     assert names(folder) == [".rows.jsonl", "lease", "stage.json"]
 
 
-def test_a_manifest_is_not_published_once_the_lease_is_lost(tmp_path: Path) -> None:
-    from qwen_align.align.store.files import write_json
-
-    write_json(tmp_path / "manifest.json", {"old": 1})
-    view = LeaseView({"folder": str(tmp_path / "lease"), "number": 1, "token": "mine"})
+def test_a_manifest_is_published_only_while_the_lease_is_held(tmp_path: Path) -> None:
+    job = {"key": "0" * 64, "settings": {"kind": "build_data"}}
+    context = Context(tmp_path, 0, Runtime())
     with hold_lease(tmp_path / "lease") as held:
         view = LeaseView(held.describe())
-        write_json(tmp_path / "manifest.json", {"new": 1}, view.require_held)
-    with pytest.raises(LeaseLost):
-        write_json(tmp_path / "manifest.json", {"newer": 1}, view.require_held)
-    assert json.loads((tmp_path / "manifest.json").read_text()) == {"new": 1}
+        worker._write_manifest(context, job, {"rows": 1}, {"seconds": 1.0}, view)
+    with pytest.raises(LeaseLost, match="given back"):
+        worker._write_manifest(context, job, {"rows": 2}, {"seconds": 1.0}, view)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["summary"], manifest["outputs"]) == ({"rows": 1}, {}), "files of the lease are no outputs"
     assert names(tmp_path) == ["lease", "manifest.json"]
 
 
