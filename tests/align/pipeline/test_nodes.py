@@ -359,6 +359,16 @@ def test_a_lost_node_ends_all_processes_and_the_stage_begins_again_when_it_is_ba
     assert len(own.places) == 2
 
 
+def test_an_error_that_a_stage_says_ends_the_run_though_a_node_was_lost_too(world: World) -> None:
+    end, own = world.run(StageExit(3, "no rows", "said"))
+    node = world.join()
+    take(node, "accepted")
+    take(node, "start")
+    node.close()
+    assert end() == StageExit(3, "no rows", "said")
+    assert len(own.places) == 1
+
+
 def test_nodes_are_not_lost_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "MOST_LOSSES", 2)
     end, _ = world.run("killed", "killed")
