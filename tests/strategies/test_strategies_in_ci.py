@@ -1,7 +1,6 @@
-"""Each kind of stage with FSDP2, and with DDP, makes the steps of one process; DeepSpeed's cells are in test_matrix.py."""
+"""Each kind of stage with FSDP2, some with DDP, makes the steps of one process; DeepSpeed: test_matrix.py."""
 
 import importlib.util
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
