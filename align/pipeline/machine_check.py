@@ -75,8 +75,13 @@ def describe_machine_use(stage: Stage) -> Iterator[str]:
 
 
 def count_processes(stage: Stage) -> int:
-    """Returns the number of processes that run a stage."""
+    """Returns the number of processes that run a stage on each of its nodes."""
     return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
+
+
+def count_nodes(stage: Stage) -> int:
+    """Returns the number of machines that run a stage."""
+    return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.nodes
 
 
 @cache

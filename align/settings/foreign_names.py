@@ -123,6 +123,7 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
     ("runtime.processes",): dict.fromkeys(
         ("nproc_per_node", "num_processes", "num_gpus", "n_gpus", "n_gpus_per_node", "world_size"), ""
     ),
+    ("runtime.nodes",): dict.fromkeys(("nnodes", "num_nodes", "num_machines", "n_nodes"), ""),
     ("runtime.device",): {"device_map": "auto, cpu or cuda", "use_cpu": "`device: cpu`", "no_cuda": "`device: cpu`"},
     ("runtime.deepspeed",): {"deepspeed_config": "", "ds_config": ""},
     ("runtime.strategy",): {

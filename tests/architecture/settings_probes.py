@@ -270,7 +270,8 @@ class World:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
+        counts = machine_check.count_processes(stage), machine_check.count_nodes(stage)  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), counts, device  # type: ignore[arg-type]
 
     def strategy_arguments(self, runtime: Settings) -> Any:
         """What DeepSpeed or FSDP2 is told. A file of the user's own is written where the runtime names one."""

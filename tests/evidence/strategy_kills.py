@@ -162,7 +162,9 @@ def compare(whole: Path, other: Path) -> str:
         for name in ("loss", "grad_norm")
         if name in x
     )
-    where = next(line["step"] for line, as_before in zip(two, one, strict=True) if line != as_before) if one != two else 0
+    where = (
+        next(line["step"] for line, as_before in zip(two, one, strict=True) if line != as_before) if one != two else 0
+    )
     return f"{'within' if off <= 1e-6 else 'DIFFERS:'} {off:.1e} from step {where}"
 
 
@@ -222,7 +224,10 @@ def kill_and_continue(launcher: SharedLauncher, recipe: Path, home: Path, cell: 
     folder = find_stage_folder(home, cell.kind)
     assert folder is not None
     steps = sorted(path.name for path in (folder / "checkpoints").glob("checkpoint-*"))
-    left = [str(path.relative_to(folder / "checkpoints" / "partial")) for path in (folder / "checkpoints" / "partial").glob("*/*")]
+    left = [
+        str(path.relative_to(folder / "checkpoints" / "partial"))
+        for path in (folder / "checkpoints" / "partial").glob("*/*")
+    ]
     went_on = ", ".join(steps) or ("the end" if (folder / "manifest.json").exists() else "the beginning")
     if left:
         went_on += f" (partial: {len(left)} files)"

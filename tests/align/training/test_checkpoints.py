@@ -158,7 +158,9 @@ def test_ddp_and_fsdp2_go_on_in_another_number_of_processes_and_deepspeed_does_n
             assert at_door is None
             assert checkpoints.find_newest_checkpoint(home, strategy).saved_by == (strategy, 2)
             continue
-        said = f"saved by 2 process(es) with runtime.strategy: {strategy}, but this run has 1: DeepSpeed's shards are of"
+        said = (
+            f"saved by 2 process(es) with runtime.strategy: {strategy}, but this run has 1: DeepSpeed's shards are of"
+        )
         assert at_door is not None
         assert at_door.startswith(f"{checkpoint}: {said}")
         assert at_door.endswith("Run with the runtime as before, or recompute the stage with --force")
@@ -170,7 +172,9 @@ def test_ddp_and_fsdp2_go_on_in_another_number_of_processes_and_deepspeed_does_n
 def test_one_strategy_does_not_go_on_from_anothers(tmp_path: Path) -> None:
     make(tmp_path, 5)
     newest = make(tmp_path, 10, strategy="zero3")
-    said = "saved by 1 process(es) with runtime.strategy: zero3, but this run has 1 process(es) with runtime.strategy: ddp"
+    said = (
+        "saved by 1 process(es) with runtime.strategy: zero3, but this run has 1 process(es) with runtime.strategy: ddp"
+    )
     assert resume_rules.find_obstacle_at_door(tmp_path, Runtime(), 1) is not None
     with pytest.raises(StageError, match=re.escape(said)):
         checkpoints.find_newest_checkpoint(tmp_path, "ddp")
