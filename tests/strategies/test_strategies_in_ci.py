@@ -12,10 +12,8 @@ from tests.strategies.checks import require_same_model, require_same_steps, requ
 pytestmark = pytest.mark.slow(seconds=60)
 
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
-WITHOUT_DEEPSPEED = [
-    *(f"{kind}:fsdp2:2" for kind in KINDS),
-    "reward_model:ddp:2",
-]  # DDP: end_to_end/test_two_processes.py
+# DDP of the other kinds: end_to_end/test_two_processes.py.
+WITHOUT_DEEPSPEED = [*(f"{kind}:fsdp2:2" for kind in KINDS), "reward_model:ddp:2"]
 WITH_DEEPSPEED = ["sft:zero1:2", "dpo:zero2:2", "reward_model:zero3:2", "grpo:zero3:2:parameters"]
 
 
