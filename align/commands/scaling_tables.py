@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from qwen_align.align.estimation.device import Device
-from qwen_align.align.estimation.fitting import find_most_tokens
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.stage_estimate import StageEstimate
 from qwen_align.align.estimation.units import GB, format_gib
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime, Strategy
+from qwen_align.align.stages.fitting import find_most_tokens
 
 BEGIN, END = "<!-- made by `make generated` -->", "<!-- end -->"
 METHODS: dict[str, dict[str, Any] | None] = {

@@ -20,6 +20,8 @@ from torch.nn import functional
 from transformers import Cache, LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.activations import SiLUActivation
 
+from qwen_align.align.models.packed_attention import uses_torch_attention
+
 # (next inputs (B, 1), their positions (B, 1), additive mask (B, 1, 1, columns), cache) -> logits (B, V)
 DecodingStep = Callable[[Tensor, Tensor, Tensor, Cache], Tensor]
 
@@ -52,9 +54,9 @@ def build_decoding_step(model: PreTrainedModel, n_positions: int) -> DecodingSte
 def can_be_fused(model: PreTrainedModel) -> bool:
     """Returns whether the fused step computes exactly what the model's modules would.
 
-    It does for known families on a CPU in fp32, with nothing replaced, hooked or cast.
+    It does for known families on a CPU in fp32, with torch's attention and nothing replaced, hooked or cast.
     """
-    if type(model) not in FAMILIES or torch.is_autocast_enabled("cpu"):
+    if type(model) not in FAMILIES or torch.is_autocast_enabled("cpu") or not uses_torch_attention(model.config):
         return False
     family, weights = type(model).__module__, list(model.parameters())
     return (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Settings of architectures by which the logits are more than a linear layer of the hidden states.
-LOGIT_SCALES = (
+_LOGIT_SCALES = (
     "final_logit_softcapping",
     "logit_scale",
     "output_multiplier",
@@ -19,7 +19,7 @@ def find_logit_scale(config: Mapping[str, Any]) -> str | None:
     Returns None where the head's output is all.
     """
     config = config.get("text_config") or config
-    for name in LOGIT_SCALES:
+    for name in _LOGIT_SCALES:
         value = config.get(name)
         if value is not None and (value != 1 or name == "final_logit_softcapping"):
             return f"{name}: {value}"

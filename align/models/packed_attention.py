@@ -128,6 +128,11 @@ def supports_masks(config: PreTrainedConfig) -> bool:
     return config._attn_implementation in ("sdpa", "eager", *NAMES)
 
 
+def uses_torch_attention(config: PreTrainedConfig) -> bool:
+    """Returns whether attention over a cache is torch's `scaled_dot_product_attention`."""
+    return config._attn_implementation in ("sdpa", SDPA, FLASH)
+
+
 def has_full_attention(config: PreTrainedConfig) -> bool:
     """Returns whether every layer of a model attends to all tokens before, near or far."""
     kinds = getattr(config, "layer_types", None)

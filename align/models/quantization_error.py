@@ -17,6 +17,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
 from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import merge_adapter
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.models.quantized_base import is_quantized
 from qwen_align.align.models.weight_headers import read_stored_tensors
@@ -59,6 +60,7 @@ def measure_quantization(policy: Any, folder: Path, ids: Sequence[int], context:
         untrained = compute_outputs(policy, ids)
     *below, own = files.adapters
     full = loading.load_with_adapters(ModelFiles(files.base, below), loading.find_precision(folder))
+    set_attention(full, context.runtime.attention, full.device.type)
     before = compare_outputs(untrained, compute_outputs(full, ids))
     if not before.relative <= LARGEST_ERROR:
         raise StageError(
@@ -91,7 +93,9 @@ def measure_score_quantization(
     if not _can_be_measured(scorer, folder, context):
         return {}
     ids = list(ids)[:N_TOKENS]
-    error = compare_outputs(compute_outputs(scorer, ids), compute_outputs(load(folder), ids))
+    full = load(folder)
+    set_attention(full, context.runtime.attention, full.device.type)
+    error = compare_outputs(compute_outputs(scorer, ids), compute_outputs(full, ids))
     return {"quantization_error": error.relative}
 
 

@@ -4,7 +4,8 @@ A scorer is a model that gives a completion one number at its last token. On dis
 one label in Hugging Face form, or an adapter with its head.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +13,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import load_adapter, merge_and_unload
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.models.weight_headers import read_stored_tensors
 from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.reward.reward_model_score import Learned
 from qwen_align.reward.settings import Reward
 
@@ -104,12 +108,26 @@ def _put_score_head(causal: PreTrainedModel) -> PreTrainedModel:
     The classifier is built without weights: a second trunk would be thrown away.
     """
     causal.config.num_labels = 1
-    with torch.device("meta"):
+    with _build_whole(), torch.device("meta"):
         scorer: Any = AutoModelForSequenceClassification.from_config(causal.config, dtype=torch.float32)
     setattr(scorer, scorer.base_model_prefix, causal.base_model)
     scorer.score = Fp32Linear(scorer.score.in_features, 1, bias=scorer.score.bias is not None)
     assert isinstance(scorer, PreTrainedModel)
     return scorer
+
+
+@contextmanager
+def _build_whole() -> Iterator[None]:
+    """Keeps transformers from dividing what is built inside among processes under ZeRO-3, and from gathering it.
+
+    DeepSpeed divides what is still whole when training starts.
+    """
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:
@@ -123,18 +141,23 @@ def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:
     return model
 
 
-def load_scorer(folder: Path, *, device: torch.device, max_rows: int) -> Scorer:
-    """Loads the reward model of a stage's folder or of a model folder as a scorer, on the given device."""
+def load_scorer(folder: Path, runtime: Runtime) -> Scorer:
+    """Loads the reward model of a stage's folder or of a model folder as a scorer, as the runtime says.
+
+    Raises RecipeError for an attention implementation that its architecture does not have.
+    """
+    device = loading.choose_device(runtime)
     trunk: Any = load_scorer_model(folder).to(device)
-    return Scorer(trunk.requires_grad_(False), loading.load_renderer(folder), max_rows=max_rows)
+    set_attention(trunk, runtime.attention, device.type)
+    return Scorer(trunk.requires_grad_(False), loading.load_renderer(folder), max_rows=runtime.micro_batch)
 
 
-def bind_scorers(rewards: Iterable[Reward], inputs: Mapping[str, Path], *, device: torch.device, max_rows: int) -> None:
+def bind_scorers(rewards: Iterable[Reward], inputs: Mapping[str, Path], runtime: Runtime) -> None:
     """Loads each reward model that learned rewards name, once, and binds it to these rewards."""
     scorers: dict[str, Scorer] = {}
     for reward in rewards:
         if isinstance(reward, Learned):
             name = str(reward.from_scorer)
             if name not in scorers:
-                scorers[name] = load_scorer(inputs[name], device=device, max_rows=max_rows)
+                scorers[name] = load_scorer(inputs[name], runtime)
             reward.bind_scorer(scorers[name])

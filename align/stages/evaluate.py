@@ -50,12 +50,9 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
     all_asked = _render_questions(settings, inputs, renderer, loading.find_length_limit(source))
     engine = load_engine(source, renderer, context, settings.precision)
     draw_settings = SamplingRequest(settings.sampling, settings.completions_per_prompt, context.seed)
-    device, rows_at_once = loading.choose_device(context.runtime), context.runtime.micro_batch
-    scorer = (
-        reward_scorer.load_scorer(inputs[settings.best_of_n_scorer], device=device, max_rows=rows_at_once)
-        if settings.best_of_n_scorer
-        else None
-    )
+    scorer = None
+    if settings.best_of_n_scorer:
+        scorer = reward_scorer.load_scorer(inputs[settings.best_of_n_scorer], context.runtime)
     results, question_means = [], []
     unfinished = out / ".rows.jsonl"
     with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:

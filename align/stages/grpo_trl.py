@@ -29,6 +29,7 @@ from qwen_align.align.generation.requests import (
     render_problem,
 )
 from qwen_align.align.models import loading, quantized_base, reward_scorer
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.length_limit import require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.quantization_error import measure_quantization
@@ -40,9 +41,11 @@ from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.distributed import get_local_world_size
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
+from qwen_align.reward.base import share_cores
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_rewards
 
@@ -71,16 +74,17 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     if not prompts:
         return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
     require_room_for_completions(loading.find_length_limit(source), measure_prompts(prompts), spec.sampling.max_tokens)
+    share_cores(get_local_world_size())
     check_rewards(spec.rewards)
-    reward_scorer.bind_scorers(
-        spec.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
-    )
+    reward_scorer.bind_scorers(spec.rewards, inputs, context.runtime)
     draws = [
         prompts[number] for number in draw_row_order(len(prompts), spec.steps * spec.prompts_per_step, context.seed)
     ]
     sampling = spec.sampling.resolve_for_policy()
     callbacks = TrlCallbacks(spec, draws, renderer, sampling, context)
     model = quantized_base.load_for_training(source, spec, context.runtime)
+    device_type = loading.choose_device(context.runtime).type
+    set_attention(model, context.runtime.attention, device_type)
     runtime = decide_checkpointing(spec, context.runtime, loading.read_model_config(source))
     trainer = GrpoTrainer(
         model=model,
@@ -95,9 +99,9 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     )
     prepare_adapters(trainer.model)
     if trainer.ref_model is not None:  # TRL has loaded the base by its name, without the adapters merged into it
-        trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(
-            loading.load_model(source, "fp32").state_dict()
-        )
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        reference.load_state_dict(loading.load_model(source, "fp32").state_dict())
+        set_attention(reference, context.runtime.attention, device_type)
     fit.train_and_save(trainer, spec, source, out, context)
     logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()] if context.is_main else []
     completions = spec.prompts_per_step * spec.completions_per_prompt

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError, StageError
+from qwen_align.align.models.attention_setting import set_attention
 from qwen_align.align.models.loading import choose_device
 from qwen_align.align.models.model_description import MODEL
 from qwen_align.align.rendering.tiny_tokenizer import END_OF_TEXT, TURN_END, save_tokenizer, train_tokenizer
@@ -40,7 +41,9 @@ def run(settings: Pretrain, inputs: Mapping[str, Path], out: Path, context: Cont
     tokenizer = train_tokenizer(texts[: settings.tokenizer.texts], settings.tokenizer.vocab_size)
     documents = encode_documents(tokenizer, texts)
     torch.manual_seed(context.seed)
-    model = Qwen3ForCausalLM(build_model_config(settings.architecture, tokenizer)).to(choose_device(context.runtime))
+    device = choose_device(context.runtime)
+    model = Qwen3ForCausalLM(build_model_config(settings.architecture, tokenizer)).to(device)
+    set_attention(model, context.runtime.attention, device.type)
     loss = train_model(settings, model, documents, out / "checkpoints", context)
     folder = out / "model"
     model.generation_config = build_generation_config(tokenizer)

@@ -28,9 +28,7 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
         loading.find_length_limit(source), measure_prompts(requests), settings.sampling.max_tokens
     )
     check_rewards(settings.rewards)
-    reward_scorer.bind_scorers(
-        settings.rewards, inputs, device=loading.choose_device(context.runtime), max_rows=context.runtime.micro_batch
-    )
+    reward_scorer.bind_scorers(settings.rewards, inputs, context.runtime)
     draw_settings = SamplingRequest(
         settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens
     )

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head
 
-from qwen_align.align.models.logit_scales import LOGIT_SCALES
+from qwen_align.align.models.logit_scales import find_logit_scale
 from qwen_align.align.models.packed_attention import PackedLayout, can_pack, pack_completions, pack_rows, read_rows
 from qwen_align.align.training.token_scores import score_tokens
 
@@ -69,7 +69,7 @@ def count_common_tokens(input_ids: Tensor, n_read: Tensor) -> Tensor:
 
 def applies_head_alone(config: PreTrainedConfig) -> bool:
     """Returns whether the logits of a model are its head's output, neither scaled nor capped."""
-    return all(getattr(config.get_text_config(), name, None) is None for name in LOGIT_SCALES)
+    return find_logit_scale(config.get_text_config().to_dict()) is None
 
 
 def read_states(backbone: Any, input_ids: Tensor, needed: Tensor, *, are_pairs: bool) -> Tensor:

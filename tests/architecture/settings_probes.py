@@ -270,7 +270,8 @@ class World:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
+        counts = machine_check.count_processes(stage), machine_check.count_nodes(stage)  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), counts, device  # type: ignore[arg-type]
 
     def engine_limits(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side, and what of cache and prompts it holds."""
@@ -376,13 +377,11 @@ class World:
             described, context={"folder": str(self.folder)}
         )
         if "from_scorer" in settings["reward"]:
-            import torch
-
             from qwen_align.align.models import reward_scorer
 
             self.add_scorer()
             inputs = {**self.inputs, "scorer": self.inputs["scorer"]}
-            reward_scorer.bind_scorers(rewards, inputs, device=torch.device("cpu"), max_rows=8)
+            reward_scorer.bind_scorers(rewards, inputs, Runtime(device="cpu"))
         group = [
             make_completion(
                 "p", sample, None, "", text=text, n_tokens=len(text), gold=settings.get("gold", "2"), verdicts={}

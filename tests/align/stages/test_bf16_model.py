@@ -139,7 +139,7 @@ def test_a_reward_model_has_a_bf16_trunk_and_scores_in_fp32(
     """Scores differ by less than bf16 tells apart, and GRPO with the scorer runs."""
     run(inputs, tmp_path / "scorer", kind="reward_model", from_data=["pairs"], lora=LORA, **TRAINED)
     assert (dtypes["trained"], dtypes["frozen"]) == (FP32, BF16 | FP32), "PEFT keeps the head that it copied"
-    scorer = reward_scorer.load_scorer(tmp_path / "scorer", device=torch.device("cpu"), max_rows=8)
+    scorer = reward_scorer.load_scorer(tmp_path / "scorer", Runtime(device="cpu"))
     assert scorer.model.score.weight.dtype == torch.float32
     assert scorer.model.model.norm.weight.dtype == torch.bfloat16
     scores = scorer.score_token_ids([[5, 6, 7], [5, 6, 8], [9, 10, 11, 12]])

@@ -65,7 +65,7 @@ def test_margins_are_subtracted_from_the_difference_of_the_scores(tiny_model: Pa
     run(tiny_model, tmp_path / "one", pairs([*MARGINS]), margins=True)
     first, second = run(tiny_model, tmp_path / "two", pairs([*MARGINS]), margins=True, epochs=2)
     assert first["loss"] == pytest.approx(sum(math.log1p(math.exp(margin)) for margin in MARGINS) / 4, abs=1e-4)
-    scorer = reward_scorer.load_scorer(tmp_path / "one" / "out", device=torch.device("cpu"), max_rows=8)
+    scorer = reward_scorer.load_scorer(tmp_path / "one" / "out", Runtime(device="cpu"))
     rendered: list[PairIds] = [loading.load_renderer(tiny_model).render_pair(row) for row in pairs([*MARGINS])]
     chosen = torch.tensor(scorer.score_token_ids([[*pair.prompt, *pair.chosen] for pair in rendered]))
     rejected = torch.tensor(scorer.score_token_ids([[*pair.prompt, *pair.rejected] for pair in rendered]))

@@ -29,7 +29,7 @@ from qwen_align.align.rl.scoring import Scorer
 from qwen_align.align.rows import Message, Pair, Row, to_json_line
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.stages.memory_advice import choose_advice
+from qwen_align.align.stages.memory_advice import choose_turn
 from qwen_align.align.store import integrity
 from qwen_align.align.training.out_of_memory import is_out_of_memory
 from qwen_align.align.training.step_guard import StepGuard, _keep_last_step
@@ -199,13 +199,28 @@ TURNED: list[tuple[str, dict[str, Any], dict[str, Any], Phase, tuple[str, Any, b
     ("dpo", {"sft_weight": 1.0}, {"micro_batch": 8}, Phase("update", 1, 4, 9), ("runtime.micro_batch", 2, False)),
     ("grpo", {}, {"micro_batch": 8}, Phase("score", 1, None, 9), ("runtime.micro_batch", 4, False)),
     ("grpo", {}, {"generation_batch": 64}, Phase("draw", 1, 8, 9), ("runtime.generation_batch", 4, False)),
-    ("grpo", {}, {"kv_cache_gib": 8.0}, Phase("draw", 1, 8, 9), ("runtime.kv_cache_gib", 4.0, False)),
+    ("grpo", {}, {"kv_cache_gib": 8.0}, Phase("draw", 1, 8, 9), ("runtime.kv_cache_gib", None, False)),
     ("evaluate", {}, {"generation_batch": 1}, Phase("draw", None, 8, 9), ("sampling.max_tokens", 3, True)),
     ("evaluate", {}, {}, Phase("load"), ("precision", "bf16", True)),
     ("evaluate", {"precision": "bf16"}, {}, Phase("load"), None),
-    ("sft", {"lora": LORA}, {}, Phase("load"), ("lora.base_weights", "bf16", True)),
+    ("sft", {"lora": LORA}, {}, Phase("load"), ("lora.base_weights", "nf4", True)),
     ("sft", {"lora": {**LORA, "base_weights": "bf16"}}, {}, Phase("load"), ("lora.base_weights", "nf4", True)),
     ("sft", {"lora": NF4}, {}, Phase("load"), None),
+    (
+        "grpo",
+        {"lora": LORA, "engine": {"kind": "vllm", "gpu_memory_utilization": 0.1}},
+        {},
+        Phase("load"),
+        None,  # vLLM does not draw from a base in 4 bits
+    ),
+    ("sft", {"lora": LORA, "precision": "fp32"}, {}, Phase("load"), ("precision", "bf16", True)),
+    (
+        "sft",
+        {"lora": {**LORA, "base_weights": "fp32"}, "precision": "bf16"},
+        {},
+        Phase("load"),
+        ("lora.base_weights", "bf16", True),
+    ),
     ("sft full", {}, {"micro_batch": 4}, Phase("save", 1), ("runtime.micro_batch", 2, False)),
     (
         "grpo",
@@ -226,8 +241,8 @@ def test_the_setting_to_turn_is_the_first_that_leaves_less_in_memory(
     turned: tuple[str, Any, bool] | None,
 ) -> None:
     spec: Any = TypeAdapter[Any](AnyStage).validate_python({"name": "stage", **STAGES[name], **settings})
-    advice = choose_advice(spec, Runtime.model_validate({"device": "cpu", **runtime}), phase)
-    assert (advice and (advice.setting, advice.value, advice.in_key)) == turned
+    turn = choose_turn(spec, Runtime.model_validate({"device": "cpu", **runtime}), phase)
+    assert (turn and (turn.setting, turn.value, turn.in_key)) == turned
 
 
 BACKWARD = (accelerate.Accelerator, "backward")
@@ -423,9 +438,8 @@ def fail(self, loss, **settings):
 accelerate.Accelerator.backward = fail
 began = time.monotonic()
 folder = sys.argv[1]
-pids = warm_server.fork_stage(
-    {"folder": folder, "report": f"{folder}/report.json", "log": f"{folder}/log.txt", "processes": 2}, 0.0
-)
+files = {"folder": folder, "report": f"{folder}/report.json", "log": f"{folder}/log.txt"}
+pids = warm_server.fork_stage({**files, "processes": 2, "is_group": True}, 0.0)
 print(json.dumps([warm_server.wait_for_processes(pids), time.monotonic() - began]))
 """
 
