@@ -48,6 +48,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parameters": {"runtime": {"offload": "parameters"}},
     "recompute": {"runtime": {"gradient_checkpointing": True}},
     "small": {"runtime": {"micro_batch": 2}},  # several passes a step, and not as many in every process
+    # of online RL
+    "head": {"critic": {"kind": "head", "learning_rate": 1e-3, "warmup_steps": 1}},
+    "detached": {"critic": {"kind": "head", "detached": True, "learning_rate": 1e-3, "warmup_steps": 1}},
+    "synced": {"kl": {"coefficient": 0.05, "reference_sync_steps": 1}, "entropy": {"coefficient": 0.01}},
+    "uneven": {  # fewer prompts than processes, replaced where they teach nothing, drawn a step ahead
+        "kl": None,
+        "steps": 6,
+        "updates": {"epochs": 1},
+        "prompts_per_step": 1,
+        "completions_per_prompt": 3,
+        "rewards": [{"kind": "math_answer"}],
+        "dynamic_sampling": {"max_prompts": 3},
+        "async_steps": 1,
+        "held_out": {"from_data": ["problems"], "every_steps": 3},
+        "runtime": {"micro_batch": 1},
+    },
+    "skipped": {"kl": None, "rewards": [{"kind": "constant"}]},  # no step has anything to train on
 }
 
 
