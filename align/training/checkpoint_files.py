@@ -1,4 +1,4 @@
-"""Names the files of a checkpoint: who writes which, and without which training would go on otherwise. Without torch."""
+"""Names the files of a checkpoint: who writes which, and those without which training would go on otherwise."""
 
 import re
 from collections.abc import Sequence

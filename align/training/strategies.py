@@ -107,10 +107,10 @@ def require_strategy(trainer: Any, runtime: Runtime) -> None:
 
 
 def read_strategy(accelerator: Any) -> Strategy:
-    """Returns the strategy that an accelerator was set up for."""
+    """Returns the strategy that an accelerator was set up for. One that is none of ours is refused by its name."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"  # type: ignore[return-value]
     if kind == DistributedType.FSDP:
-        return f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"
+        return f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"  # type: ignore[return-value]
     return "ddp"

@@ -158,7 +158,9 @@ def test_ddp_and_fsdp2_go_on_in_another_number_of_processes_and_deepspeed_does_n
             assert at_door is None
             assert checkpoints.find_newest_checkpoint(home, strategy).saved_by == (strategy, 2)
             continue
-        said = f"saved by 2 process(es) with runtime.strategy: {strategy}, but this run has 1: DeepSpeed's shards are of"
+        said = (
+            f"saved by 2 process(es) with runtime.strategy: {strategy}, but this run has 1: DeepSpeed's shards are of"
+        )
         assert at_door is not None
         assert at_door.startswith(f"{checkpoint}: {said}")
         assert at_door.endswith("Run with the runtime as before, or recompute the stage with --force")
@@ -170,7 +172,9 @@ def test_ddp_and_fsdp2_go_on_in_another_number_of_processes_and_deepspeed_does_n
 def test_one_strategy_does_not_go_on_from_anothers(tmp_path: Path) -> None:
     make(tmp_path, 5)
     newest = make(tmp_path, 10, strategy="zero3")
-    said = "saved by 1 process(es) with runtime.strategy: zero3, but this run has 1 process(es) with runtime.strategy: ddp"
+    said = (
+        "saved by 1 process(es) with runtime.strategy: zero3, but this run has 1 process(es) with runtime.strategy: ddp"
+    )
     assert resume_rules.find_obstacle_at_door(tmp_path, Runtime(), 1) is not None
     with pytest.raises(StageError, match=re.escape(said)):
         checkpoints.find_newest_checkpoint(tmp_path, "ddp")
@@ -198,7 +202,7 @@ def test_finishing_one_deletes_the_others_damaged_ones_too(tmp_path: Path) -> No
     assert checkpoints.find_newest_checkpoint(tmp_path).step == 7
 
 
-# What is written under each strategy in two processes: names of transformers, DeepSpeed 0.19 and torch 2.13, of real runs.
+# What real runs of two processes have written under each strategy: transformers, DeepSpeed 0.19 and torch 2.13.
 COMMON = ["trainer_state.json", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"]
 ZERO_STATES = [f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
 WRITTEN = {
@@ -221,7 +225,7 @@ def test_one_from_which_training_would_go_on_otherwise_is_not_sealed(strategy: s
     written = WRITTEN[strategy]
     checkpoint_files.require_files("here", needed, [*written, "zero_to_fp32.py"])
     for missing in written:
-        with pytest.raises(StageError, match="here: no .* was saved"):
+        with pytest.raises(StageError, match=r"here: no .* was saved"):
             checkpoint_files.require_files("here", needed, [name for name in written if name != missing])
 
 
