@@ -241,7 +241,7 @@ class _Training:
         Completions of a prompt share it: where a step has few, a pass has fewer tokens than it may have.
         """
         runtime, longest, picks_queries = self.runtime, self._get_longest_row(), True
-        share = max(1, self.rows.per_step // runtime.processes // self.training.minibatches)
+        share = max(1, self.rows.per_step // runtime.world_size // self.training.minibatches)
         total = scored = share * longest
         if isinstance(self.rows, DrawnRows):
             scored = share * self.rows.max_tokens
@@ -369,7 +369,7 @@ def _measure_drawing(
     """
     side_by_side = runtime.generation_batch
     if rows.per_step:
-        side_by_side = min(side_by_side, max(1, rows.per_step // runtime.processes))
+        side_by_side = min(side_by_side, max(1, rows.per_step // runtime.world_size))
     columns = prompt_tokens + rows.max_tokens - 1
     prefill = max(prompt_tokens, min(runtime.prefill_tokens, side_by_side * prompt_tokens))
     drawn = measure_drawing(shape, Drawing(side_by_side, columns, prefill, weight_bytes))

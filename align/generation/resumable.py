@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,14 @@ from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, read_rows, to_json_line
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.store.files import write_text
-from qwen_align.align.training.distributed import connect_on_cpu, get_rank, get_world_size, wait_for_all
+from qwen_align.align.training.distributed import (
+    broadcast_from_main,
+    connect_on_cpu,
+    gather_objects,
+    get_rank,
+    get_world_size,
+    wait_until_visible,
+)
 from qwen_align.reward.base import JUDGED_TOGETHER
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import Reward
@@ -64,18 +72,23 @@ def sample_completions(
 
     Only the main process yields any; in the others this has to be drained all the same.
 
-    The parts depend on runtime.generation_batch alone, so a resumed stage decodes the same batches; where there are
-    parts already, as of a run with another generation_batch that ran out of memory, on those.
+    The parts depend on runtime.generation_batch and the number of processes alone, so a resumed stage decodes the same
+    batches; where there are parts already, as of a run with another generation_batch that ran out of memory, on those.
     """
     parts.mkdir(parents=True, exist_ok=True)
-    size = find_part_size(parts, len(prompts))
-    size = size or max(1, BATCHES_A_PART * context.runtime.generation_batch // request.samples)
-    spans = [(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     rank, world = get_rank(), get_world_size()
+    connect_on_cpu()
+    # The main process says it, as another node may not see yet what parts there are.
+    size = broadcast_from_main(_choose_part_size(parts, len(prompts), request, context))
+    spans = [(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     done, tokens, started = 0, 0, time.monotonic()
+    names: list[str] = []  # of this process's parts
     longest = max((len(each.prompt.ids) for each in prompts), default=0) + request.settings.max_tokens
     for number, (start, stop) in enumerate(spans):
-        if number % world == rank and find_intact_part(parts, start, stop, context) is None:
+        if number % world != rank:
+            continue
+        path = find_intact_part(parts, start, stop, context)
+        if path is None:
             rows = []
             with context.work_on("draw", rows=(stop - start) * request.samples, longest_row=longest):
                 for row in _sample_part(engine, renderer, prompts[start:stop], request):
@@ -86,19 +99,32 @@ def sample_completions(
                     )
                 ordered = sort_completions(rows, prompts[start:stop])
                 text = "".join(to_json_line(row) + "\n" for row in ordered)
-                write_text(parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl", text)
-        done += (stop - start) * request.samples if number % world == rank else 0
+                path = parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl"
+                write_text(path, text)
+        names.append(path.name)
+        done += (stop - start) * request.samples
         context.stop_if_requested()
     if tokens:
         context.measured["speed/tokens_per_second"] = tokens / (time.monotonic() - started)
-    connect_on_cpu()
-    wait_for_all()
+    all_names = [name for names_of_one in gather_objects(names) for name in names_of_one]
     if context.is_main:
+        for name in all_names:
+            wait_until_visible(parts / name)
         for start, stop in spans:
             path = find_intact_part(parts, start, stop, context)
             if path is None:
                 raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
             yield from (row for row in read_rows(path) if isinstance(row, Completion))
+
+
+def _choose_part_size(parts: Path, n_prompts: int, request: SamplingRequest, context: Context) -> int:
+    """Returns how many prompts a part has: those of parts that are there, else a few batches.
+
+    No more than leave a part for every process, where there are enough prompts.
+    """
+    size = max(1, BATCHES_A_PART * context.runtime.generation_batch // request.samples)
+    share = max(1, ceil(n_prompts / get_world_size()))
+    return find_part_size(parts, n_prompts) or min(size, share)
 
 
 def find_part_size(parts: Path, n_prompts: int) -> int | None:

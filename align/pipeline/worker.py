@@ -19,8 +19,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
-from qwen_align.align.errors import AlignError, OutOfMemory
+from qwen_align.align.context import NODES, NOTES, PROGRESS, TRACKING, Context
+from qwen_align.align.errors import AlignError, OutOfMemory, Preempted
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
@@ -58,7 +58,8 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         stage_report = {"code": error.exit_code, "message": str(error), "out_of_memory": True}
     except AlignError as error:
         _print_traceback()
-        stage_report = {"code": error.exit_code, "message": str(error)}
+        is_ours = {} if isinstance(error, Preempted) else {"is_ours": True}  # the others' errors say more than that
+        stage_report = {"code": error.exit_code, "message": str(error), **is_ours}
     except OSError as error:
         _print_traceback()
         stage_report = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
@@ -70,7 +71,7 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         _remove_unfinished_files(folder)
     if is_main_process():
         report.write_text(json.dumps(stage_report))
-    elif "out_of_memory" in stage_report:  # what the main process says of it is that this one has gone
+    elif stage_report["code"] != 0:  # what the main process says of it may be that this one has gone
         report.with_suffix(f".{get_rank()}.json").write_text(json.dumps(stage_report))
     return int(stage_report["code"])
 
@@ -97,7 +98,8 @@ def _remove_unfinished_files(folder: Path) -> None:
     """Removes the partly written files of a stage that was killed. Their names begin with a dot."""
     if is_main_process():
         for unfinished in folder.glob(".*"):
-            unfinished.unlink(missing_ok=True)
+            if not unfinished.name.startswith(".nfs"):  # what NFS keeps of a deleted file that is still open
+                unfinished.unlink(missing_ok=True)
 
 
 def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float) -> None:
@@ -209,7 +211,7 @@ def _write_manifest(
     folder = context.out
     if (peak := read_peak_memory()) is not None:
         context.measured.setdefault("memory/peak_gib", peak.held)
-    left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
+    left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NODES, NOTES, "metrics.jsonl", TRACKING}
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -233,7 +235,8 @@ def _write_manifest(
     (folder / PROGRESS).unlink(missing_ok=True)
     write_json(folder / "manifest.json", manifest)
     for name in UNFINISHED:
-        remove_tree(folder / name)
+        with contextlib.suppress(OSError):  # NFS keeps files that another process has open; the next run deletes them
+            remove_tree(folder / name)
 
 
 if __name__ == "__main__":

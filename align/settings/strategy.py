@@ -38,13 +38,17 @@ def choose_strategy(runtime: Runtime) -> Strategy:
     if runtime.deepspeed is None:
         return "ddp" if runtime.strategy == "auto" else runtime.strategy
     stage = _read_zero_stage(runtime.deepspeed)
-    by_stage = {number: strategy for strategy, number in ZERO_STAGES.items()}
-    if stage not in by_stage:
+    if stage not in ZERO_STAGES.values():
         raise RecipeError(
             f"runtime.deepspeed: {runtime.deepspeed}: zero_optimization.stage is {stage!r}; it has to be 1, 2 or 3. "
             "Without ZeRO leave the file out: strategy ddp does the same"
         )
-    return by_stage[stage]
+    return name_zero_strategy(stage)
+
+
+def name_zero_strategy(stage: int) -> Strategy:
+    """Returns the strategy of a stage of ZeRO, ddp of stage 0."""
+    return next((strategy for strategy, number in ZERO_STAGES.items() if number == stage), "ddp")
 
 
 def uses_deepspeed(runtime: Runtime) -> bool:

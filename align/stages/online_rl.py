@@ -37,9 +37,11 @@ from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
+from qwen_align.align.training.distributed import get_local_world_size
 from qwen_align.align.training.strategies import start_strategy
 from qwen_align.align.training.whole_copy import WholeCopy
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
+from qwen_align.reward.base import share_cores
 from qwen_align.reward.combine import is_task_solved, judge_all
 from qwen_align.reward.settings import check_rewards, pick_reward, refuse_unused_rewards
 from qwen_align.reward.verdict import Verdict
@@ -57,6 +59,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     require_room_for_completions(length_limit, measure_prompts(prompts), spec.sampling.max_tokens)
     held_out = _render_held_out_questions(spec, renderer, inputs, length_limit)
     texts = _read_raw_texts(algorithm, renderer, inputs, context, length_limit)
+    share_cores(get_local_world_size())
     check_rewards(spec.rewards)
     reward_scorer.bind_scorers(spec.rewards, inputs, context.runtime)
     scorer = algorithm.critic.from_scorer if algorithm.critic else None

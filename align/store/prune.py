@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.context import NOTES, PROGRESS, TRACKING
+from qwen_align.align.context import NODES, NOTES, PROGRESS, TRACKING
 from qwen_align.align.errors import StageError
 from qwen_align.align.models.model_description import list_base_paths
 from qwen_align.align.stages.registry import STAGE_KINDS
@@ -18,7 +18,18 @@ from qwen_align.align.store.stage_folder import UNFINISHED, StageFolder
 
 STAGE_NAME = re.compile(f"({'|'.join(STAGE_KINDS)})-([0-9a-f]{{16}})")
 # What a stage's folder holds beside the outputs that its manifest lists.
-RECORDS = {"manifest.json", "stage.json", "log.txt", "lock", "metrics.jsonl", PROGRESS, NOTES, TRACKING, *UNFINISHED}
+RECORDS = {
+    "manifest.json",
+    "stage.json",
+    "log.txt",
+    "lock",
+    "metrics.jsonl",
+    PROGRESS,
+    NODES,
+    NOTES,
+    TRACKING,
+    *UNFINISHED,
+}
 
 
 def prune_store(

@@ -1,4 +1,4 @@
-"""Names the files of a checkpoint: who writes which, and those without which training would go on otherwise."""
+"""Names the files of a checkpoint: who writes which, and without which training would go on otherwise. No torch."""
 
 import re
 from collections.abc import Sequence

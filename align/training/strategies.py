@@ -16,6 +16,7 @@ from qwen_align.align.settings.strategy import (
     REDUCED_NUMBERS,
     ZERO_STAGES,
     choose_strategy,
+    name_zero_strategy,
     read_deepspeed_file,
     uses_deepspeed,
 )
@@ -23,6 +24,15 @@ from qwen_align.align.store.files import write_json
 from qwen_align.align.training.distributed import TIMEOUT, get_world_size, is_main_process
 
 STRATEGY_FILE = "strategy.json"  # in the stage's folder: the arguments of the library, as a user can give them to it
+
+# What a stage's own settings say, for transformers to fill in. DeepSpeed would not clip where its settings say nothing.
+LEFT_TO_STAGE = {
+    "bf16": {"enabled": "auto"},
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+}
 
 
 def build_strategy_arguments(runtime: Runtime, *, in_bf16: bool) -> dict[str, Any]:
@@ -33,7 +43,7 @@ def build_strategy_arguments(runtime: Runtime, *, in_bf16: bool) -> dict[str, An
     if strategy == "fsdp2":
         return {"fsdp": True, "fsdp_config": _build_fsdp_settings(runtime)}
     if runtime.deepspeed is not None:
-        return {"deepspeed": read_deepspeed_file(runtime.deepspeed)}
+        return {"deepspeed": {**LEFT_TO_STAGE, **read_deepspeed_file(runtime.deepspeed)}}
     return {"deepspeed": _build_deepspeed_settings(strategy, runtime, in_bf16=in_bf16)}
 
 
@@ -57,12 +67,9 @@ def _build_deepspeed_settings(strategy: Strategy, runtime: Runtime, *, in_bf16: 
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": in_bf16},
         "data_types": {"grad_accum_dtype": "fp32"},  # a step has several passes, whose gradients bf16 would round
-        "gradient_clipping": "auto",
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
+        **LEFT_TO_STAGE,
+        "bf16": {"enabled": in_bf16},
     }
 
 
@@ -107,10 +114,10 @@ def require_strategy(trainer: Any, runtime: Runtime) -> None:
 
 
 def read_strategy(accelerator: Any) -> Strategy:
-    """Returns the strategy that an accelerator was set up for. One that is none of ours is refused by its name."""
+    """Returns the strategy that an accelerator was set up for."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"  # type: ignore[return-value]
-    if kind == DistributedType.FSDP:
-        return f"fsdp{accelerator.state.fsdp_plugin.fsdp_version}"  # type: ignore[return-value]
+        return name_zero_strategy(accelerator.state.deepspeed_plugin.zero_stage)
+    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version == 2:
+        return "fsdp2"
     return "ddp"

@@ -47,4 +47,5 @@ class _PatchOnImport(importlib.abc.MetaPathFinder):
         return spec
 
 
+os.environ["QWEN_ALIGN_TESTS_FSDP2_ON_CPUS"] = "1"  # what `check` asks; see align/pipeline/strategy_check.py
 sys.meta_path.insert(0, _PatchOnImport())

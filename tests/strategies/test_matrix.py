@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.strategies.cells import KINDS, Cell, run_cells
-from tests.strategies.checks import require_same_steps, require_shares
+from tests.strategies.checks import require_same_model, require_same_steps, require_shares
 
 # DeepSpeed is installed by `make engines` alone.
 pytestmark = [
@@ -40,3 +40,4 @@ def test_two_processes_make_the_steps_of_one_and_hold_their_share(
     cell, one = matrix[f"{kind}:{STRATEGIES[strategy]}"], matrix[f"{kind}:ddp:1"]
     require_same_steps(cell, one)
     require_shares(cell, one, STRATEGIES[strategy].partition(":")[0])
+    require_same_model(cell, one)

@@ -12,7 +12,7 @@ import pytest
 from qwen_align.align.commands.progress import RunProgress
 from qwen_align.align.pipeline import worker
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.pipeline.run import build_stage_job
+from qwen_align.align.pipeline.stage_job import build_stage_job
 from qwen_align.align.stages.registry import import_function
 from qwen_align.align.store import outside_files
 from qwen_align.align.store.files import write_json
