@@ -166,9 +166,7 @@ def compare(whole: Path, other: Path, tolerance: float) -> str:
         for name in ("loss", "grad_norm")
         if name in x
     )
-    where = (
-        next(line["step"] for line, as_before in zip(two, one, strict=True) if line != as_before) if one != two else 0
-    )
+    where = next((x["step"] for x, y in zip(one, two, strict=True) if x != y), "the end")
     return f"{'within' if off <= tolerance else 'DIFFERS:'} {off:.1e} from step {where} on"
 
 
