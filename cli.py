@@ -313,7 +313,9 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
 
     settings = build.load_build_settings(parsed.spec, parsed.set)
     with build.show_progress(console) as report:
-        summary = build.build_data_folder(settings, parsed.out, report)
+        summary = build.build_data_folder(
+            settings, parsed.out, report, lambda message: print(f"note: {message}", file=sys.stderr, flush=True)
+        )
     console.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
         console.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
@@ -405,8 +407,11 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     def print_kept(message: str) -> None:
         console.print(f"left alone: {message}", soft_wrap=True)
 
+    def print_note(message: str) -> None:
+        console.print(f"note: {message}", soft_wrap=True)
+
     is_any = False
-    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run, report_kept=print_kept):
+    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run, report_kept=print_kept, say=print_note):
         is_any = True
         console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
     if not is_any:

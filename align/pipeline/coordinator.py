@@ -1,6 +1,6 @@
 """Leads a run on several nodes from node 0: waits for the others, has them run stages, and stops all when one is lost.
 
-Node 0 alone holds the stages' locks, runs what needs one process, and keeps the run's folder and report. The others
+Node 0 alone holds the stages' leases, runs what needs one process, and keeps the run's folder and report. The others
 plan the same recipe, and run their part of a stage when node 0 names its key (align/pipeline/follower.py). All that
 goes between them is which stage, which attempt at it and the port of torch's store; how its processes exited; requests
 to stop. Files go by the common home.
@@ -13,7 +13,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 from qwen_align.align.errors import BY_EXIT_CODE, AlignError, StageError
@@ -23,7 +23,6 @@ from qwen_align.align.pipeline.node_connection import Connection, Listener, make
 from qwen_align.align.pipeline.node_place import NodePlace, Rendezvous
 from qwen_align.align.pipeline.node_plans import describe_difference, describe_plan
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
-from qwen_align.align.pipeline.stage_job import build_stage_job
 from qwen_align.align.store.files import write_json
 
 ATTEMPT = "attempt"  # in stage.json: the attempt at the stage that the nodes work on
@@ -97,15 +96,20 @@ class Coordinator:
             self._report_note(note)
         return self._is_asked_to_stop
 
-    def run_stage(self, launcher: Launcher, stage: PlannedStage, poll_stop: Callable[[], bool]) -> StageExit:
-        """Runs a stage on all its nodes and returns how it exited. It is begun again when a lost node is back."""
+    def run_stage(
+        self, launcher: Launcher, stage: PlannedStage, job: Mapping[str, Any], poll_stop: Callable[[], bool]
+    ) -> StageExit:
+        """Runs a stage on all its nodes and returns how it exited. It is begun again when a lost node is back.
+
+        `job`: the content of its stage.json.
+        """
         n_nodes = count_nodes(stage.stage)
         for _ in range(MOST_LOSSES):
             if (exit_ := self._wait_for_nodes(n_nodes, poll_stop)) is not None:
                 return exit_
             with self._lock:
                 nodes = [self._nodes[number] for number in range(1, n_nodes)]
-            exit_ = self._attempt(launcher, stage, nodes, poll_stop)
+            exit_ = self._attempt(launcher, stage, job, nodes, poll_stop)
             lost = [node.name for node in nodes if node.connection.is_lost]
             is_told = exit_.code == 0 or exit_.cause in ("memory", "said")
             if is_told or not lost:
@@ -115,11 +119,16 @@ class Coordinator:
         return StageExit(4, f"its nodes were lost {MOST_LOSSES} times, the last time {', '.join(lost)}")
 
     def _attempt(
-        self, launcher: Launcher, stage: PlannedStage, nodes: list[_Node], poll_stop: Callable[[], bool]
+        self,
+        launcher: Launcher,
+        stage: PlannedStage,
+        job: Mapping[str, Any],
+        nodes: list[_Node],
+        poll_stop: Callable[[], bool],
     ) -> StageExit:
         """Runs a stage once on its nodes, which have all joined, and returns what says most of how it ended."""
         attempt, port = secrets.token_hex(8), find_free_port()
-        write_json(stage.folder.path / "stage.json", build_stage_job(stage) | {ATTEMPT: attempt})
+        write_json(stage.folder.path / "stage.json", {**job, ATTEMPT: attempt})
         self._exits, self._running = {}, attempt
         for node in nodes:
             node.connection.send({"start": stage.key, ATTEMPT: attempt, "port": port})

@@ -14,6 +14,7 @@ from typing import Any
 from qwen_align.align.errors import BY_EXIT_CODE, Preempted, RecipeError
 from qwen_align.align.pipeline.coordinator import ATTEMPT
 from qwen_align.align.pipeline.launcher import Launcher, StageExit, uses_warm_server
+from qwen_align.align.pipeline.lease_guard import RUN_LEASE
 from qwen_align.align.pipeline.machine_check import count_nodes
 from qwen_align.align.pipeline.node_connection import Connection, NotConnected, connect, read_secret
 from qwen_align.align.pipeline.node_place import NodePlace, Rendezvous
@@ -218,7 +219,7 @@ def wait_for_files(stage: PlannedStage, attempt: str, is_over: Callable[[], bool
                 os.listdir(missing.parent)  # which makes some clients of network file systems look again
             time.sleep(0.1)
     told = read_json(path)
-    told.pop(ATTEMPT)
+    told = {name: value for name, value in told.items() if name not in (ATTEMPT, RUN_LEASE)}
     if to_canonical_json(told) != to_canonical_json(build_stage_job(stage)):
         raise OSError(0, "says another stage than this node has planned", str(path))
     return True

@@ -6,7 +6,7 @@ from qwen_align.align.pipeline.plan import PlannedStage
 
 
 def build_stage_job(stage: PlannedStage) -> dict[str, Any]:
-    """Returns the content of stage.json, the only input of the worker process."""
+    """Returns the content of stage.json, the only input of the worker process, without the lease of its run."""
     return {
         "key": stage.key,
         "name": stage.name,

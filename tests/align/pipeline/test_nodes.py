@@ -276,7 +276,9 @@ class World:
 
         def work() -> None:
             launcher: Any = own
-            exits.append(self.node_0.run_stage(launcher, self.stage, self.node_0.poll_stop))
+            exits.append(
+                self.node_0.run_stage(launcher, self.stage, build_stage_job(self.stage), self.node_0.poll_stop)
+            )
 
         threading.Thread(target=work, daemon=True).start()
         return lambda: wait_for(lambda: exits)[0], own
@@ -529,7 +531,7 @@ def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
                         plan, Rendezvous(1, 2, LOCAL, port), ran.append, stop=stop, **{"wait_s": 3.0, **changes}
                     )
                     ended.append(None)
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - whatever it ended with
                     ended.append(error)
 
             threading.Thread(target=work, daemon=True).start()

@@ -190,4 +190,4 @@ def test_a_reward_edited_while_it_judges_stops_the_stage(
     assert said.code == 4
     assert f"stage 'rollout': {tmp_path / 'judge.py'}: has changed since the run began" in said.err
     assert not list(tmp_path.glob("store/rollout-*/manifest.json"))
-    assert [path.name for path in tmp_path.glob("store/rollout-*/*")] == ["lock"]
+    assert [path.name for path in tmp_path.glob("store/rollout-*/*")] == ["lease"]
