@@ -257,7 +257,7 @@ def draw_kill(rng: random.Random, number: int) -> Kill:
 
 
 def kill_and_continue(
-    launcher: SharedLauncher, recipe: Path, home: Path, cell: Cell, kill: Kill, continue_by: int | None
+    launcher: SharedLauncher, recipe: Path, home: Path, cell: Cell, kill: Kill, continue_by: int | None, precision: str
 ) -> tuple[str, str]:
     """Runs a cell, kills it and runs it to its end. Returns what happened and what it went on from."""
     said: list[str] = []
@@ -279,7 +279,9 @@ def kill_and_continue(
     if failed is None:
         return "ended by itself", went_on
     if continue_by is not None:
-        recipe = write_cell_recipe(recipe.parent / str(continue_by), cell._replace(processes=continue_by))
+        recipe = write_cell_recipe(
+            recipe.parent / str(continue_by), cell._replace(processes=continue_by), precision=precision
+        )
     if failed := run_recipe(recipe, home):
         return f"FAILED to go on: {failed}", went_on
     return said[0], went_on
@@ -289,6 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--continue-by", type=int, nargs="*", help="numbers of processes that go on in turn; 2 without")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cells", help="kind:strategy, separated by commas; all without it")
     parser.add_argument("--home", type=Path, help="where the runs stay; deleted at the end without it")
@@ -310,7 +313,7 @@ def run_kills(launcher: SharedLauncher, cells: list[Cell], options: argparse.Nam
         cell = cells[number % len(cells)]
         kill = draw_kill(rng, number // len(cells) + number)
         folder = home / str(cell).replace(":", "_")
-        recipe = write_cell_recipe(folder, cell)
+        recipe = write_cell_recipe(folder, cell, precision=options.precision)
         if cell not in whole:
             failed = run_recipe(recipe, folder / "whole")
             whole[cell] = None if failed else find_stage_folder(folder / "whole", cell.kind)
@@ -326,7 +329,9 @@ def run_kills(launcher: SharedLauncher, cells: list[Cell], options: argparse.Nam
         continue_by = options.continue_by[number % len(options.continue_by)] if options.continue_by else None
         if continue_by is not None:
             kill = kill._replace(moment="step", step=2, target="term")  # it saves, so that half of it is the other's
-        happened, went_on = kill_and_continue(launcher, recipe, folder / str(number), cell, kill, continue_by)
+        happened, went_on = kill_and_continue(
+            launcher, recipe, folder / str(number), cell, kill, continue_by, options.precision
+        )
         hits += happened == "killed"
         other = find_stage_folder(folder / str(number), cell.kind)
         assert other is not None
