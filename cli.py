@@ -5,6 +5,7 @@ Each command imports what it needs.
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,21 +78,72 @@ def _run_recipe(parsed: argparse.Namespace, console: "Console") -> int:
     from qwen_align.align.commands import next_steps, remembered_plan
     from qwen_align.align.commands.progress import RunProgress, stop_on_signals
     from qwen_align.align.errors import Preempted
+    from qwen_align.align.pipeline.coordinator import NODE_WAIT_S
+    from qwen_align.align.pipeline.follower import follow
+    from qwen_align.align.pipeline.node_place import find_rendezvous
+    from qwen_align.align.pipeline.node_plans import count_run_nodes
     from qwen_align.align.reporting.live_report import run_and_report
     from qwen_align.align.reporting.terminal import print_results_table
 
     plan = _make_plan(parsed)
+    is_needed = bool(parsed.force) or count_run_nodes([stage for stage in plan.stages if not stage.is_stored]) > 1
+    rendezvous = find_rendezvous(
+        count_run_nodes(plan.stages), parsed.node_rank, parsed.rendezvous, os.environ, is_needed=is_needed
+    )
+    if rendezvous and rendezvous.node > 0:
+        with stop_on_signals() as stop:
+            follow(
+                plan,
+                rendezvous,
+                lambda message: console.print(message, soft_wrap=True),
+                wait_s=parsed.node_wait or NODE_WAIT_S,
+                is_forced=bool(parsed.force),
+                stop=stop,
+            )
+        return 0
     if note := remembered_plan.note_other_run(plan):
         console.print(note, soft_wrap=True)
     with RunProgress(console, plan) as progress, stop_on_signals() as stop:
         try:
-            results = run_and_report(plan, progress, force=parsed.force, same_versions=parsed.same_versions, stop=stop)
+            results = run_and_report(
+                plan,
+                progress,
+                force=parsed.force,
+                same_versions=parsed.same_versions,
+                stop=stop,
+                rendezvous=rendezvous,
+                node_wait_s=parsed.node_wait or NODE_WAIT_S,
+            )
         except Preempted as error:
             raise Preempted(f"{error}\nnext: {next_steps.format_go_on(plan, parsed.recipe)}") from None
     if results.ladder or results.controls:
         print_results_table(console, results)
     for line in next_steps.describe_outcome(plan, parsed.recipe):
         console.print(line, soft_wrap=True)
+    return 0
+
+
+def _write_launch_script(parsed: argparse.Namespace, console: "Console") -> int:
+    """Writes a script that starts a run on several nodes and returns the exit code."""
+    from qwen_align.align.commands import launch
+    from qwen_align.align.errors import RecipeError
+    from qwen_align.align.pipeline.node_place import DEFAULT_PORT
+
+    plan = _make_plan(parsed)
+    command = launch.build_command(parsed.recipe, parsed.home, parsed.set, tiny=parsed.tiny)
+    if parsed.slurm:
+        if parsed.port is not None:
+            raise RecipeError("--port: goes with --hosts; under Slurm the port follows from the job's number")
+        script = launch.write_slurm_script(plan, command, parsed.sbatch)
+    else:
+        if parsed.sbatch:
+            raise RecipeError("--sbatch: goes with --slurm")
+        script = launch.write_ssh_script(plan, command, parsed.hosts, parsed.port or DEFAULT_PORT)
+    if parsed.to:
+        launch.write_script(parsed.to, script)
+        console.print(f"written: {parsed.to} (untested on hardware: read it before it runs)", soft_wrap=True)
+    else:
+        sys.stdout.write(script)
     return 0
 
 
@@ -261,7 +313,9 @@ def _build_data(parsed: argparse.Namespace, console: "Console") -> int:
 
     settings = build.load_build_settings(parsed.spec, parsed.set)
     with build.show_progress(console) as report:
-        summary = build.build_data_folder(settings, parsed.out, report)
+        summary = build.build_data_folder(
+            settings, parsed.out, report, lambda message: print(f"note: {message}", file=sys.stderr, flush=True)
+        )
     console.print(f"{summary['rows']:,} rows written: {parsed.out}", soft_wrap=True)
     for reason, count in summary["dropped"].items():
         console.print(f"{count:>9,}  dropped: {reason}", soft_wrap=True)
@@ -353,8 +407,11 @@ def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     def print_kept(message: str) -> None:
         console.print(f"left alone: {message}", soft_wrap=True)
 
+    def print_note(message: str) -> None:
+        console.print(f"note: {message}", soft_wrap=True)
+
     is_any = False
-    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run, report_kept=print_kept):
+    for folder, gib in prune.prune_store(parsed.home, dry_run=parsed.dry_run, report_kept=print_kept, say=print_note):
         is_any = True
         console.print(f"{'would free' if parsed.dry_run else 'freed'} {gib:8.3f} GiB  {folder}", soft_wrap=True)
     if not is_any:
@@ -395,6 +452,25 @@ def _build_parser() -> argparse.ArgumentParser:
     run = _add_command(commands, "run", _run_recipe, "run a recipe, or go on where it stopped", recipe=True)
     run.add_argument("--force", metavar="STAGE", action="append", default=[], help="recompute this stage; repeatable")
     run.add_argument("--same-versions", action="store_true", help="refuse results of other major library versions")
+    run.add_argument("--node-rank", type=int, metavar="K", help="of several nodes (runtime.nodes): this one's number")
+    run.add_argument("--rendezvous", metavar="HOST:PORT", help="of several nodes: where node 0 listens for the others")
+    run.add_argument(
+        "--node-wait",
+        type=_parse_amount,
+        metavar="SECONDS",
+        help="of several nodes: how long the others wait for one that is not there (default 900)",
+    )
+    started = _add_command(
+        commands, "launch", _write_launch_script, "write a script that starts a run on several nodes", recipe=True
+    )
+    how = started.add_mutually_exclusive_group(required=True)
+    how.add_argument("--slurm", action="store_true", help="a batch script for sbatch")
+    how.add_argument("--hosts", metavar="A,B", help="a script that starts it on these hosts over SSH; A is node 0")
+    started.add_argument(
+        "--sbatch", metavar="OPTION=VALUE", action="append", default=[], help="with --slurm: such as time=24:00:00"
+    )
+    started.add_argument("--port", type=_parse_count, help="with --hosts: where node 0 listens (default 29400)")
+    started.add_argument("--to", type=Path, metavar="FILE", help="write it there, in the place of printing it")
     check = _add_command(
         commands, "check", _check_recipe, "validate a recipe and report what would run; nothing is trained", recipe=True
     )

@@ -15,6 +15,7 @@ from qwen_align.align.store.files import write_text
 
 PROGRESS = "progress.json"
 NOTES = "notes.jsonl"
+NODES = "nodes"  # a folder: what the processes on each node but the first have written to their log
 TRACKING = "tracking"  # a folder: how far each tracker has got
 _LOGS = ("metrics.jsonl", "samples.jsonl", NOTES)
 

@@ -15,6 +15,7 @@ from qwen_align.align.settings.base import Strict
 from qwen_align.reward.verdict import Verdict, is_right_value
 
 JUDGED_TOGETHER = 1024  # completions, so that rewards that wait for processes keep all cores busy
+_n_judging = 1
 UNJUDGED = Verdict(value=None, reason="batch deadline")
 
 
@@ -155,5 +156,12 @@ def _get_thread_pool(pid: int) -> ThreadPoolExecutor:
 
 
 def count_cores() -> int:
-    """Returns how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns how many processor cores this process may use: its share where it judges beside others on its machine."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, n_cores // _n_judging)
+
+
+def share_cores(n_processes: int) -> None:
+    """Tells rewards that so many processes on this machine judge at once. Called before anything is judged."""
+    global _n_judging
+    _n_judging = n_processes

@@ -1,8 +1,6 @@
 """Implements `qwen-align build`, which builds one data stage from a settings file into a folder."""
 
 import contextlib
-import fcntl
-import os
 import shutil
 import sys
 import time
@@ -24,6 +22,9 @@ from qwen_align.align.settings.recipe_errors import explain_error
 from qwen_align.align.settings.recipe_file import read_settings
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import build_data
+from qwen_align.align.store.lease import Lease, hold_lease
+from qwen_align.align.store.lease_record import LeaseHeld
+from qwen_align.align.store.stage_folder import LEASE
 
 SECONDS_BETWEEN_LINES = 5.0  # of progress, where there is no terminal
 
@@ -92,35 +93,40 @@ def show_progress(console: Console) -> Iterator[Callable[[int], None]]:
 
 
 @contextlib.contextmanager
-def _hold_unfinished_folder(out: Path) -> Iterator[Path]:
-    """Makes the hidden folder beside `out` in which a build goes on, and removes it at the end of the `with` block.
+def _hold_unfinished_folder(out: Path, say: Callable[[str], None]) -> Iterator[tuple[Path, Lease]]:
+    """Makes a hidden folder beside `out` in which a build goes on, and removes it at the end of the `with` block.
 
-    One that a killed build has left is cleared. Raises RecipeError if another build is at work in it.
+    Folders that killed builds have left go. The folder's name is the lease's own: two builds never write in one, even
+    if both take themselves for the only one, and of two that are done the file system lets one take the place of `out`.
+
+    Raises RecipeError if another build is at work on the same.
     """
     unfinished = out.with_name(f".{out.name}.unfinished")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    held = os.open(unfinished, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RecipeError(f"{out}: another build is writing it; wait for it, or name another folder") from None
-        for left in unfinished.iterdir():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
-        try:
-            yield unfinished
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    finally:
-        os.close(held)
+        with hold_lease(unfinished / LEASE, say=say) as lease:
+            for left in unfinished.iterdir():
+                if left.name != LEASE:
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            work = unfinished / lease.record.token
+            work.mkdir()
+            try:
+                yield work, lease
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    except LeaseHeld as error:
+        raise RecipeError(f"{out}: another build is writing it, {error}; wait for it, or name another folder") from None
 
 
 def build_data_folder(
-    settings: BuildSpec, out: Path, report: Callable[[int], None] = lambda n_rows: None
+    settings: BuildSpec,
+    out: Path,
+    report: Callable[[int], None] = lambda n_rows: None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Builds a data set into the new folder `out` and returns its row and drop counts.
 
-    It writes rows.jsonl, dropped.jsonl and README.md. `report` is told the number of rows kept so far.
+    It writes rows.jsonl, dropped.jsonl and README.md. `report` is told the number of rows kept so far, `say` what is
+    waited for.
 
     Raises RecipeError if there is something in `out`; nothing is left there when the build fails.
     """
@@ -130,10 +136,11 @@ def build_data_folder(
     finder = RevisionFinder(None)
     settings = finder.pin_settings(settings)
     inputs = {str(ref): Path(settings.data[ref]) for _, ref in find_references(settings)}
-    with _hold_unfinished_folder(out) as unfinished:
+    with _hold_unfinished_folder(out, say) as (unfinished, lease):
         context = _BuildContext(unfinished, settings.seed or 0, Runtime())
         context.report = report
         summary = build_data.run(settings, inputs, unfinished, context)
+        lease.check()
         if out.exists():
             out.rmdir()
         unfinished.replace(out)

@@ -96,7 +96,7 @@ def describe_device_use(plan: Plan, question: DeviceQuestion) -> Iterator[str]:
             max(total.largest_checkpoint, disk.checkpoint),
             (*total.left_out, name) if is_left_out else total.left_out,
         )
-    yield from _describe_total(total, question)
+    yield from _describe_total(total, question, nodes=max((stage.runtime.nodes for stage in stages), default=1))
     yield from _list_assumptions(stages, speed, question)
 
 
@@ -110,7 +110,7 @@ def _choose_speed(question: DeviceQuestion) -> Speed:
 def _plan_runtime(runtime: Runtime, device: Device, settings: StageSettings) -> Runtime:
     """Returns the runtime on all devices of the question, one process on each, where the batch can be shared so."""
     workload, processes = settings.get_workload(), device.n_devices
-    if workload and isinstance(workload.rows, ReadRows) and workload.rows.per_step % device.n_devices:
+    if workload and isinstance(workload.rows, ReadRows) and workload.rows.per_step % (processes * runtime.nodes):
         processes = runtime.processes
     return runtime.model_copy(update={"processes": processes, "device": "cuda"})
 
@@ -145,8 +145,8 @@ def _describe_stage(plan: Plan, stage: _Stage, question: DeviceQuestion) -> tupl
     ]
     if runtime.processes != device.n_devices:
         lines.append(
-            f"    note: batch: {estimate.workload.rows.per_step} does not divide by {device.n_devices} GPUs; estimated "
-            f"for runtime.processes: {runtime.processes}"
+            f"    note: batch: {estimate.workload.rows.per_step} does not divide by "
+            f"{device.n_devices * runtime.nodes} GPUs; estimated for {runtime.format_processes()}"
         )
     if verdict != "fits":
         fit = find_fit(settings, runtime, config, device, prompt_tokens=question.prompt_tokens)
@@ -221,7 +221,7 @@ def _estimate_stage_cost(
     return estimate_cost(
         estimate,
         speed,
-        n_devices=stage.runtime.processes,
+        n_devices=stage.runtime.world_size,
         n_rows=n_rows,
         prompt_tokens=question.prompt_tokens or ASSUMED_PROMPT_TOKENS,
     )
@@ -257,12 +257,12 @@ def _describe_cost(cost: Cost, disk: DiskUse, *, for_each: int | None) -> str:
     return f"at most{f', for every {for_each:,} rows' if for_each else ''}: {', '.join(said)}"
 
 
-def _describe_total(total: _Total, question: DeviceQuestion) -> Iterator[str]:
+def _describe_total(total: _Total, question: DeviceQuestion, *, nodes: int) -> Iterator[str]:
     hours = total.seconds / 3600
     some = f", without {', '.join(total.left_out)}" if total.left_out else ""
     price = ""
     if question.price_per_hour is not None:
-        sum_ = hours * question.device.n_devices * question.price_per_hour
+        sum_ = hours * nodes * question.device.n_devices * question.price_per_hour
         price = f", {sum_:,.2f} at {question.price_per_hour:g} per GPU hour"
     if total.seconds:
         yield f"all stages together: at most {hours:,.1f} h{price}{some}"
@@ -283,7 +283,7 @@ def _list_assumptions(stages: list[_Stage], speed: Speed, question: DeviceQuesti
         f"{TRAINING_SHARE:.0%}; {speed.bandwidth / 1e12:g} TB/s, of which decoding reaches {DECODING_SHARE:.0%}"
     )
     if question.device.n_devices > 1:
-        yield "note: each GPU holds a whole replica of the model (data parallel)"
+        yield "note: with strategy ddp each GPU holds a whole replica of the model"
         if any(stage.planned.runtime.processes != stage.runtime.processes for stage in stages):
             n_devices = question.device.n_devices
             yield f"note: estimated with `runtime: {{processes: {n_devices}}}`, which the recipe has to say"

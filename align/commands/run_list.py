@@ -37,8 +37,10 @@ def _describe_state(folder: Path, record: RunRecord | None) -> str:
     state = f"{n_stored}/{len(stages)} stages"
     if n_stored == len(stages):
         return state
-    if any(stage.is_locked for stage in stages if not stage.is_complete):
-        return f"{state}, running"
+    holders = [holder for stage in stages if not stage.is_complete and (holder := stage.find_holder())]
+    if holders:
+        hosts = sorted({holder.host for holder in holders if holder.host})
+        return f"{state}, running" + (f" on {', '.join(hosts)}" if hosts else "")
     if record and record.exit_code not in (None, 0, 75):
         return f"{state}, failed"
     return f"{state}, stopped"

@@ -12,7 +12,7 @@ from qwen_align.align.estimation.stage_estimate import StageEstimate
 from qwen_align.align.estimation.units import GB, format_gib
 from qwen_align.align.reporting.markdown import format_markdown_table
 from qwen_align.align.settings.recipe import AnyStage
-from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.runtime import Runtime, Strategy
 from qwen_align.align.stages.fitting import find_most_tokens
 
 BEGIN, END = "<!-- made by `make generated` -->", "<!-- end -->"
@@ -42,16 +42,32 @@ class Question(NamedTuple):
     sizes: tuple[str, ...]
     stage: dict[str, Any]
     what: str
+    strategies: tuple[Strategy, ...] = ()  # by which all weights are trained too
 
 
 QUESTIONS = (
     Question(
         "GRPO on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), _GRPO, "completion"
     ),
-    Question("GRPO on 8 GPUs of 80 GB (74.5 GiB each)", Device(80 * GB, 8), ("8B", "14B", "32B"), _GRPO, "completion"),
+    Question(
+        "GRPO on 8 GPUs of 80 GB (74.5 GiB each)",
+        Device(80 * GB, 8),
+        ("8B", "14B", "32B"),
+        _GRPO,
+        "completion",
+        ("zero2", "zero3"),
+    ),
     Question("SFT on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), _SFT, "row"),
     Question("SFT on one GPU of 48 GB (44.7 GiB)", Device(48 * GB), ("1.7B", "4B", "8B", "14B", "32B"), _SFT, "row"),
     Question("SFT on one GPU of 80 GB (74.5 GiB)", Device(80 * GB), ("1.7B", "4B", "8B", "14B", "32B"), _SFT, "row"),
+    Question(
+        "SFT on 8 GPUs of 80 GB (74.5 GiB each)",
+        Device(80 * GB, 8),
+        ("4B", "8B", "14B", "32B"),
+        _SFT,
+        "row",
+        ("zero2", "zero3"),
+    ),
 )
 
 
@@ -69,9 +85,12 @@ def _render_table(question: Question) -> str:
     parse = TypeAdapter[Any](AnyStage).validate_python
     rows = []
     for size in question.sizes:
-        for method, lora in METHODS.items():
+        ways = [(method, lora, "ddp") for method, lora in METHODS.items()]
+        ways[1:1] = [(f"full, {strategy}", None, strategy) for strategy in question.strategies]
+        for method, lora, strategy in ways:
             settings, config = parse({**question.stage, "lora": lora}), build_qwen3_config(size)
-            tokens, estimate = find_most_tokens(settings, runtime, config, question.device)
+            spread = runtime.model_copy(update={"strategy": strategy})
+            tokens, estimate = find_most_tokens(settings, spread, config, question.device)
             rows.append([size, method, f"{tokens:,}" if tokens else "none", *_describe(estimate)])
     return f"**{question.title}**\n\n{format_markdown_table(headings, rows)}\n"
 

@@ -8,6 +8,7 @@ from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_gpu_
 from qwen_align.align.estimation.model_shape import ModelShape, read_model_shape
 from qwen_align.align.estimation.numerics import TrainedModel, computes_in_bf16, count_optimizer_bytes, hold_model
 from qwen_align.align.estimation.sampling_memory import Drawing, measure_drawing
+from qwen_align.align.estimation.sharding import Spread
 from qwen_align.align.estimation.training_memory import (
     MicroBatch,
     Moment,
@@ -199,8 +200,8 @@ class _Training:
 
     def _list_notes(self) -> list[str]:
         notes = _list_notes(self.workload)
-        if self.runtime.deepspeed is not None:
-            notes.append("what DeepSpeed shares out among devices is counted whole on each")
+        if self.runtime.offload != "none":
+            notes.append("what is offloaded takes host memory, which is not counted")
         if self.shape.is_mixture:
             notes.append("activations of a mixture of experts as if tokens were spread over the experts evenly")
         return notes
@@ -247,7 +248,7 @@ class _Training:
         Completions of a prompt share it: where a step has few, a pass has fewer tokens than it may have.
         """
         runtime, longest, picks_queries = self.runtime, self._get_longest_row(), True
-        share = max(1, self.rows.per_step // runtime.processes // self.training.minibatches)
+        share = max(1, self.rows.per_step // runtime.world_size // self.training.minibatches)
         total = scored = share * longest
         if isinstance(self.rows, DrawnRows):
             scored = share * self.rows.max_tokens
@@ -338,13 +339,18 @@ class _Training:
             self.shape,
             self.runtime,
             weight_bytes,
-            parts,
+            self._divide("draw", parts),
             self.device,
             Place(self.is_on_gpu, trains=True),
         )
 
     def _build_phase(self, name: str, moment: Moment) -> Phase:
-        return _add_overhead(name, moment, self.shape, Place(self.is_on_gpu, trains=True))
+        divided = self._divide(name, moment.parts)
+        return _add_overhead(name, moment._replace(parts=divided), self.shape, Place(self.is_on_gpu, trains=True))
+
+    def _divide(self, phase: str, parts: Parts) -> Parts:
+        """Returns what each process holds of the parts of a phase."""
+        return Spread(self.runtime, self.model, self.runtime.world_size).divide(phase, parts)
 
 
 def _add_overhead(name: str, moment: Moment, shape: ModelShape, place: Place) -> Phase:
@@ -371,7 +377,7 @@ def _measure_drawing(
     """
     side_by_side = runtime.generation_batch
     if rows.per_step:
-        side_by_side = min(side_by_side, max(1, rows.per_step // runtime.processes))
+        side_by_side = min(side_by_side, max(1, rows.per_step // runtime.world_size))
     columns = prompt_tokens + rows.max_tokens - 1
     n_prompts = ceil(side_by_side / rows.completions_per_prompt)  # each is read once
     prefill = max(prompt_tokens, min(runtime.prefill_tokens, n_prompts * prompt_tokens))

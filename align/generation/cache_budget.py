@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from qwen_align.align.generation.batched_decoding import find_compute_dtype
-from qwen_align.align.training.distributed import get_world_size
+from qwen_align.align.training.distributed import get_local_world_size
 
 GIB = 2**30
 # The share of what is free that may be taken. On a GPU the rest is for fragmentation; a CPU's memory is shared with
@@ -63,9 +63,9 @@ def _measure_free_gpu_memory(device: torch.device) -> int:
 
 
 def _measure_free_share_of_host() -> int:
-    """Measures the bytes of the machine's memory that this process may take, of those free to the stage's processes."""
+    """Measures the bytes of the machine's memory that this process may take, of those free to the stage's on it."""
     free = min(psutil.virtual_memory().available, *_list_cgroup_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
-    return int(CPU_SHARE * free / get_world_size())
+    return int(CPU_SHARE * free / get_local_world_size())
 
 
 def _list_cgroup_room(membership: Path, root: Path) -> list[int]:

@@ -22,9 +22,9 @@ def copy_in_bf16(model: PreTrainedModel) -> PreTrainedModel:
     second copy in fp32.
     """
     memo: dict[int, Any] = {}
-    has_norms = any(".lora_magnitude_vector." in name for name, _ in model.named_parameters())
+    kept = list_weights_kept_from_bf16(model)
     for name, parameter in model.named_parameters():
-        if has_norms and ".lora_" in name:
+        if name in kept:
             memo[id(parameter)] = parameter
         elif parameter.is_floating_point():
             memo[id(parameter)] = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
@@ -34,6 +34,13 @@ def copy_in_bf16(model: PreTrainedModel) -> PreTrainedModel:
     copied = copy.deepcopy(model, memo)
     assert isinstance(copied, PreTrainedModel)
     return copied
+
+
+def list_weights_kept_from_bf16(model: nn.Module) -> set[str]:
+    """Returns the names of the weights that a copy in bf16 keeps in fp32: those of DoRA's adapters."""
+    names = [name for name, _ in model.named_parameters()]
+    has_norms = any(".lora_magnitude_vector." in name for name in names)
+    return {name for name in names if has_norms and ".lora_" in name}
 
 
 def hold_frozen_in_bf16(model: PreTrainedModel) -> PreTrainedModel:

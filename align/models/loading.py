@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError
@@ -89,6 +95,12 @@ def load_renderer(folder: Path) -> Renderer:
 def find_length_limit(folder: Path) -> int | None:
     """Returns the number of tokens that a model can read, from the config of its base. None if it has no limit."""
     return read_length_limit(fetch_base_folder(locate_model_files(folder)))
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """Reads the config.json of a model's base, completed by transformers' defaults."""
+    config: dict[str, Any] = AutoConfig.from_pretrained(str(fetch_base_folder(locate_model_files(folder)))).to_dict()
+    return config
 
 
 def choose_device(runtime: Runtime) -> torch.device:

@@ -4,7 +4,8 @@ A scorer is a model that gives a completion one number at its last token. On dis
 one label in Hugging Face form, or an adapter with its head.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
@@ -106,12 +108,26 @@ def _put_score_head(causal: PreTrainedModel) -> PreTrainedModel:
     The classifier is built without weights: a second trunk would be thrown away.
     """
     causal.config.num_labels = 1
-    with torch.device("meta"):
+    with _build_whole(), torch.device("meta"):
         scorer: Any = AutoModelForSequenceClassification.from_config(causal.config, dtype=torch.float32)
     setattr(scorer, scorer.base_model_prefix, causal.base_model)
     scorer.score = Fp32Linear(scorer.score.in_features, 1, bias=scorer.score.bias is not None)
     assert isinstance(scorer, PreTrainedModel)
     return scorer
+
+
+@contextmanager
+def _build_whole() -> Iterator[None]:
+    """Keeps transformers from dividing what is built inside among processes under ZeRO-3, and from gathering it.
+
+    DeepSpeed divides what is still whole when training starts.
+    """
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:

@@ -11,9 +11,11 @@ from typing import Any
 
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline.graph import Stage
+from qwen_align.align.pipeline.strategy_check import check_strategy
 from qwen_align.align.references import list_fields
 from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.strategy import choose_strategy
 from qwen_align.align.settings.training import Lora, Optimizer
 from qwen_align.align.stages.registry import STAGE_KINDS
 from qwen_align.reward.base import count_cores
@@ -29,14 +31,13 @@ def check_machine(stage: Stage) -> None:
     settings, runtime = stage.settings, stage.runtime
     if kind.needs_torch and runtime.device != "cpu":
         _check_gpus(stage)
-    if runtime.deepspeed and kind.needs_torch and not kind.is_single_process and not _is_installed("deepspeed"):
-        raise RecipeError("runtime.deepspeed: deepspeed is not installed: pip install 'qwen-align[deepspeed]'")
     if kind.needs_torch and runtime.attention == "flash_attention_2":
         _check_flash_attention(runtime)
     if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
         raise RecipeError(VLLM_NOT_INSTALLED)
     _check_bitsandbytes(stage)
     settings.check_runtime(runtime)
+    check_strategy(stage, count_processes(stage), count_gpus, has_deepspeed=_is_installed("deepspeed"))
 
 
 def _check_flash_attention(runtime: Runtime) -> None:
@@ -74,8 +75,13 @@ def describe_machine_use(stage: Stage) -> Iterator[str]:
 
 
 def count_processes(stage: Stage) -> int:
-    """Returns the number of processes that run a stage."""
+    """Returns the number of processes that run a stage on each of its nodes."""
     return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.processes
+
+
+def count_nodes(stage: Stage) -> int:
+    """Returns the number of machines that run a stage."""
+    return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.nodes
 
 
 @cache
@@ -117,8 +123,8 @@ def _check_bitsandbytes(stage: Stage) -> None:
         return
     if not _is_installed("bitsandbytes"):
         raise RecipeError(f"{needs[0]}: bitsandbytes is not installed: pip install 'qwen-align[qlora]'")
-    if stage.runtime.deepspeed:
-        raise RecipeError(f"{needs[0]}: does not run under runtime.deepspeed; leave one of the two out")
+    if (strategy := choose_strategy(stage.runtime)) != "ddp":
+        raise RecipeError(f"{needs[0]}: does not run under strategy {strategy}; take ddp, or leave it out")
     paged = next((one for one in needs if "paged" in one), None)
     if paged and (stage.runtime.device == "cpu" or not count_gpus()):
         raise RecipeError(f"{paged}: pages between a GPU and host memory, and there is no GPU here; leave out paged")

@@ -23,6 +23,7 @@ from qwen_align.align.store.provenance import read_library_versions
 from qwen_align.align.store.run_folders import RunRequest, build_request, find_run_folder
 from qwen_align.align.store.stage_folder import StageFolder
 from qwen_align.align.store.store import Store
+from qwen_align.align.training.resume_rules import find_obstacle_at_door
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,8 @@ def check_can_start(
     for stage in stages_to_run:
         try:
             machine_check.check_machine(stage.stage)
+            if stage not in forced:
+                _check_checkpoints(stage)
         except RecipeError as error:
             raise RecipeError(f"stage '{stage.origin}': {error}") from None
     read_folders = {entry["name"]: Path(entry["folder"]) for stage in stages_to_run for entry in stage.inputs.values()}
@@ -223,6 +226,13 @@ def check_can_start(
                     check_tokenizer_fits_model(base, load_renderer(base))
             except ValueError as error:  # a RecipeError, or a tokenizer_config.json that is no JSON
                 raise RecipeError(f"models: {name}: {error}") from None
+
+
+def _check_checkpoints(stage: PlannedStage) -> None:
+    """Raises RecipeError where a stage has a checkpoint that it cannot go on from as it would run."""
+    home = stage.folder.path / "checkpoints"
+    if obstacle := find_obstacle_at_door(home, stage.runtime, machine_check.count_processes(stage.stage)):
+        raise RecipeError(f"{obstacle} {stage.origin}")
 
 
 def list_version_changes(stage: PlannedStage) -> list[str]:

@@ -2,9 +2,9 @@
 
 It starts no thread.
 
-`python -P -m qwen_align.align.pipeline.warm_server FD` reads one JSON object a line (folder, report, log, processes)
-and writes one a line to the file descriptor: `{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}`
-for each stage. It ends with its input.
+`python -P -m qwen_align.align.pipeline.warm_server FD` reads one JSON object a line (folder, report, log, processes,
+is_group; for a stage of several nodes also its place among them) and writes one a line to the file descriptor:
+`{"ready": seconds}` once, then `{"pids": [n]}` and `{"exit": status}` for each stage. It ends with its input.
 
 What it gains is a stage's start: an SFT stage of one step on the embedded model takes 0.4 s of processor time forked
 from a server that is ready, and 7 to 8 s in a fresh process; on the clock 1.2 s against 22 to 31 s (2026-11-29, 2 Xeon
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from qwen_align.align.pipeline.node_place import ALONE, NodePlace
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 
 # Environment in which no library starts a thread, which a fork would lose: numpy's BLAS, Arrow's allocator.
@@ -62,46 +63,56 @@ def _import_libraries() -> None:
 def fork_stage(request: dict[str, Any], imported: float) -> list[int]:
     """Forks the processes of a requested stage and returns their process ids.
 
-    Several find each other as those of torchrun do, by a store that the first one opens. `imported`: seconds of imports
-    that this stage has waited for.
+    Several find each other as those of torchrun do, by a store that the first one opens, on node 0 of several.
+    `imported`: seconds of imports that this stage has waited for.
     """
     n_processes = request["processes"]
+    place = NodePlace(**request["place"]) if "place" in request else ALONE
+    if place.node > 0:
+        return [_fork_process(request, imported, rank, place, place.port) for rank in range(n_processes)]
     read, write = os.pipe()
     pids = [os.fork()]
     if pids[0] == 0:
         _attach_to_log(request)
-        if n_processes > 1:
-            store = _open_rendezvous_store(n_processes)
+        if request["is_group"]:
+            store = _open_rendezvous_store(place, n_processes * place.nodes)
             os.write(write, str(store.port).encode())
-            _set_rank(0, n_processes, store.port)
+            _set_rank(0, n_processes, place, store.port)
         _run_and_exit(request, imported)
     os.close(write)
-    port = os.read(read, 16) if n_processes > 1 else b""  # nothing, if the first has died
+    port = os.read(read, 16) if request["is_group"] else b""  # nothing, if the first has died
     os.close(read)
-    for rank in range(1, n_processes if port else 1):
-        pids.append(os.fork())
-        if pids[-1] == 0:
-            _attach_to_log(request)
-            _set_rank(rank, n_processes, int(port))
-            _run_and_exit(request, imported)
-    return pids
+    others = range(1, n_processes if port else 1)
+    return pids + [_fork_process(request, imported, rank, place, int(port)) for rank in others]
 
 
-def _open_rendezvous_store(n_processes: int) -> Any:
+def _fork_process(request: dict[str, Any], imported: float, local_rank: int, place: NodePlace, port: int) -> int:
+    """Forks one of the processes of a stage, which finds the others at the port of their store. Returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        _attach_to_log(request)
+        _set_rank(local_rank, request["processes"], place, port)
+        _run_and_exit(request, imported)
+    return pid
+
+
+def _open_rendezvous_store(place: NodePlace, n_processes: int) -> Any:
     """Opens the torch store through which the processes of a stage find each other."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented
 
-    return TCPStore("127.0.0.1", 0, n_processes, is_master=True, wait_for_workers=False)
+    return TCPStore(place.address, place.port, n_processes, is_master=True, wait_for_workers=False)
 
 
-def _set_rank(rank: int, n_processes: int, port: int) -> None:
+def _set_rank(local_rank: int, n_processes: int, place: NodePlace, port: int) -> None:
     """Sets the distributed rank of this process in the environment and limits it to its share of the CPU cores."""
     import torch
 
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n_processes, "LOCAL_WORLD_SIZE": n_processes}
-    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    rank, world = place.node * n_processes + local_rank, place.nodes * n_processes
+    ranks = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": n_processes}
+    rendezvous = {"GROUP_RANK": place.node, "MASTER_ADDR": place.address, "MASTER_PORT": port}
     agent_store = {"TORCHELASTIC_USE_AGENT_STORE": True}  # the first process has opened the store
     os.environ.update({name: str(value) for name, value in {**ranks, **rendezvous, **agent_store}.items()})
+    os.environ.update(place.name_interface())
     torch.set_num_threads(max(1, torch.get_num_threads() // n_processes))
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qwen_align.align.context import NOTES, PROGRESS, TRACKING, Context
-from qwen_align.align.errors import AlignError, OutOfMemory
+from qwen_align.align.context import NODES, NOTES, PROGRESS, TRACKING, Context
+from qwen_align.align.errors import AlignError, OutOfMemory, Preempted
+from qwen_align.align.pipeline.lease_guard import RUN_LEASE, guard_lease
 from qwen_align.align.pipeline.process_lifetime import die_with_parent
 from qwen_align.align.settings.recipe import AnyStage
 from qwen_align.align.settings.runtime import Runtime
@@ -29,9 +30,11 @@ from qwen_align.align.stages.phase_estimates import estimate_memory
 from qwen_align.align.stages.registry import STAGE_KINDS, import_function
 from qwen_align.align.store.digest_cache import DIGESTS
 from qwen_align.align.store.files import compute_sha256, get_new_file_mode, read_json, remove_tree, write_json
+from qwen_align.align.store.lease_record import LeaseLost
+from qwen_align.align.store.lease_view import LeaseView
 from qwen_align.align.store.outside_files import OutsideFileChanged, OutsideFiles, verify_outside_files
 from qwen_align.align.store.provenance import find_git_commit, read_library_versions
-from qwen_align.align.store.stage_folder import UNFINISHED
+from qwen_align.align.store.stage_folder import LEASE, OLD_LOCK, UNFINISHED
 from qwen_align.align.training.distributed import gather_objects, get_rank, get_world_size, is_main_process
 from qwen_align.align.training.heap import map_large_blocks
 from qwen_align.align.training.memory_meter import read_peak_memory, start_memory_meter
@@ -50,15 +53,20 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
     `started`: monotonic time at which the process came into being; `imported_before`: seconds of imports done for it.
     """
     stage_report: dict[str, Any] = {"code": 0, "message": ""}
+    lease: LeaseView | None = None
     try:
+        stage_job = read_json(folder / "stage.json")
+        if RUN_LEASE in stage_job:
+            lease = guard_lease(stage_job[RUN_LEASE])
         _remove_unfinished_files(folder)
-        _run_stage_in_folder(folder, started=started, imported_before=imported_before)
+        _run_stage_in_folder(folder, stage_job, lease, started=started, imported_before=imported_before)
     except OutOfMemory as error:
         _print_traceback()
         stage_report = {"code": error.exit_code, "message": str(error), "out_of_memory": True}
     except AlignError as error:
         _print_traceback()
-        stage_report = {"code": error.exit_code, "message": str(error)}
+        is_ours = {} if isinstance(error, Preempted) else {"is_ours": True}  # the others' errors say more than that
+        stage_report = {"code": error.exit_code, "message": str(error), **is_ours}
     except OSError as error:
         _print_traceback()
         stage_report = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
@@ -66,13 +74,23 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         _print_traceback()
         full = describe_full_disk(folder)
         stage_report = {"code": 4, "message": f"{full}{type(error).__name__}: {error}"}
-    if stage_report["code"] != 0:
+    if stage_report["code"] != 0 and _may_still_write(lease):
         _remove_unfinished_files(folder)
     if is_main_process():
         report.write_text(json.dumps(stage_report))
-    elif "out_of_memory" in stage_report:  # what the main process says of it is that this one has gone
+    elif stage_report["code"] != 0:  # what the main process says of it may be that this one has gone
         report.with_suffix(f".{get_rank()}.json").write_text(json.dumps(stage_report))
     return int(stage_report["code"])
+
+
+def _may_still_write(lease: LeaseView | None) -> bool:
+    """Returns whether the run of a stage still holds the lease of its folder, if a run has started the stage."""
+    try:
+        if lease:
+            lease.require_held()
+    except LeaseLost:
+        return False
+    return True
 
 
 def describe_full_disk(folder: Path) -> str:
@@ -97,12 +115,14 @@ def _remove_unfinished_files(folder: Path) -> None:
     """Removes the partly written files of a stage that was killed. Their names begin with a dot."""
     if is_main_process():
         for unfinished in folder.glob(".*"):
-            unfinished.unlink(missing_ok=True)
+            if not unfinished.name.startswith(".nfs"):  # what NFS keeps of a deleted file that is still open
+                unfinished.unlink(missing_ok=True)
 
 
-def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float) -> None:
-    """Reads stage.json, runs the stage and writes its manifest."""
-    stage_job = read_json(folder / "stage.json")
+def _run_stage_in_folder(
+    folder: Path, stage_job: dict[str, Any], lease: LeaseView | None, *, started: float, imported_before: float
+) -> None:
+    """Runs the stage that stage.json describes and writes its manifest. `lease`: that of its run, if one started it."""
     settings: Any = TypeAdapter[Any](AnyStage).validate_python(stage_job["settings"])
     runtime = Runtime.model_validate(stage_job["runtime"])
     context = Context(folder, stage_job["seed"], runtime, is_main=is_main_process())
@@ -133,7 +153,8 @@ def _run_stage_in_folder(folder: Path, *, started: float, imported_before: float
             for name in UNFINISHED:
                 remove_tree(folder / name)  # of another file than the key says
             raise
-        _write_manifest(context, stage_job, summary, {name: round(seconds, 3) for name, seconds in times.items()})
+        times = {name: round(seconds, 3) for name, seconds in times.items()}
+        _write_manifest(context, stage_job, summary, times, lease)
 
 
 def prepare_torch(runtime: Runtime) -> None:
@@ -203,13 +224,21 @@ def measure_cpu_seconds() -> float:
 
 
 def _write_manifest(
-    context: Context, stage_job: dict[str, Any], summary: dict[str, Any], times: dict[str, float]
+    context: Context,
+    stage_job: dict[str, Any],
+    summary: dict[str, Any],
+    times: dict[str, float],
+    lease: LeaseView | None,
 ) -> None:
-    """Writes manifest.json, which marks the stage's folder as complete."""
+    """Writes manifest.json, which marks the stage's folder as complete.
+
+    Raises LeaseLost, with nothing published, where the run of the stage no longer holds the lease of the folder.
+    """
     folder = context.out
     if (peak := read_peak_memory()) is not None:
         context.measured.setdefault("memory/peak_gib", peak.held)
-    left_out = {"manifest.json", "stage.json", "log.txt", "lock", PROGRESS, NOTES, "metrics.jsonl", TRACKING}
+    left_out = {"manifest.json", "stage.json", "log.txt", LEASE, OLD_LOCK, PROGRESS, NODES, NOTES}
+    left_out |= {"metrics.jsonl", TRACKING}
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -231,9 +260,10 @@ def _write_manifest(
         "libraries": read_library_versions(),
     }
     (folder / PROGRESS).unlink(missing_ok=True)
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest, lease.require_held if lease else lambda: None)
     for name in UNFINISHED:
-        remove_tree(folder / name)
+        with contextlib.suppress(OSError):  # NFS keeps files that another process has open; the next run deletes them
+            remove_tree(folder / name)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def find_state(stage: PlannedStage) -> str:
     """Returns whether a stage is done, is being worked on, or has stopped before its end."""
     if stage.is_stored:
         return DONE
-    return RUNNING if stage.folder.is_locked else UNFINISHED
+    return RUNNING if stage.folder.find_holder() else UNFINISHED
 
 
 def read_json_lines(stage: PlannedStage, name: str) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from qwen_align.align.errors import AlignError
+from qwen_align.align.pipeline.coordinator import NODE_WAIT_S
+from qwen_align.align.pipeline.node_place import Rendezvous
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.run import RunListener, run
 from qwen_align.align.reporting.report_files import write_report
@@ -52,7 +54,14 @@ class LiveReport:
 
 
 def run_and_report(
-    plan: Plan, listener: RunListener, *, force: Sequence[str], same_versions: bool, stop: Callable[[], bool]
+    plan: Plan,
+    listener: RunListener,
+    *,
+    force: Sequence[str],
+    same_versions: bool,
+    stop: Callable[[], bool],
+    rendezvous: Rendezvous | None = None,
+    node_wait_s: float = NODE_WAIT_S,
 ) -> RunResults:
     """Runs a plan as `run` does, with its report written along the way and at the end, and returns the results.
 
@@ -61,7 +70,15 @@ def run_and_report(
     if note := describe_replaced(plan.home, plan.run_folder, plan.stage_folders):
         listener.on_note(note)
     try:
-        run(plan, LiveReport(plan, listener), force=force, same_versions=same_versions, stop=stop)
+        run(
+            plan,
+            LiveReport(plan, listener),
+            force=force,
+            same_versions=same_versions,
+            stop=stop,
+            rendezvous=rendezvous,
+            node_wait_s=node_wait_s,
+        )
         results = write_report(plan)
     except AlignError as error:
         # The error is reported anyway; a full disk has no room for a report.

@@ -82,6 +82,11 @@ class Actor(nn.Module):
         require_plain_head(self.causal_lm)
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """Returns the classes of the layers that FSDP2 gathers one at a time; accelerate reads it."""
+        return sorted({name for model in self._backbones for name in model._no_split_modules or ()})
+
+    @property
     def causal_lm(self) -> PreTrainedModel:
         """Returns the policy's causal language model without its PEFT wrapper.
 

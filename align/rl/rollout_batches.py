@@ -1,8 +1,8 @@
 """Collects the rollout batches of a training run one after another, and keeps the state that a checkpoint needs."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,12 @@ class RolloutSource:
     """A source of the rollout batches of a training run, one per step.
 
     There are `settings.steps` of them; with `async_steps` each is sampled a step ahead. `score_drawn` computes the
-    log-probs of such a batch with the policy that has just drawn it, before that policy is updated.
+    log-probs of such a batch with the policy that has just drawn it, before that policy is updated. `hold_weights`
+    returns a context manager in which the engine's model is whole, where processes hold parts of it.
     """
 
     score_drawn: Callable[[RolloutBatch], Tensor] | None = None
+    hold_weights: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(
         self,
@@ -115,9 +117,12 @@ class RolloutSource:
                 held_out.setup, held_out.questions, held_out.judge, max_no_verdict_share=held_out.max_no_verdict_share
             )
 
-    def _draw_in_phase(self, step: int | None, n_completions: int) -> AbstractContextManager[None]:
-        """Returns a context manager in which the context's phase is `draw`."""
-        return self.context.work_on("draw", step=step, rows=n_completions, longest_row=self.find_longest_sequence())
+    @contextmanager
+    def _draw_in_phase(self, step: int | None, n_completions: int) -> Iterator[None]:
+        """Sets the context's phase to `draw` inside a context manager, in which the engine's model is whole."""
+        longest = self.find_longest_sequence()
+        with self.context.work_on("draw", step=step, rows=n_completions, longest_row=longest), self.hold_weights():
+            yield
 
     @property
     def is_evaluation_due(self) -> bool:

@@ -24,7 +24,6 @@ from transformers import Trainer, TrainingArguments
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.bf16_weights import cast_state
 from qwen_align.align.rl.actor import POLICY_ADAPTER, Actor
 from qwen_align.align.rl.algorithm import Algorithm
 from qwen_align.align.rl.assign_advantages import compute_mean_kl, estimate_reference_kl
@@ -42,12 +41,16 @@ from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.scoring import Scorer, set_old_logps
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
+from qwen_align.align.rl.zero_parts import ZeroParts
 from qwen_align.align.settings.pass_limits import PassLimits, get_pass_limits
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
+from qwen_align.align.training.frozen_models import prepare_frozen
+from qwen_align.align.training.gathered_weights import gather_state, save_gathered_model
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import check_first_kl
+from qwen_align.align.training.whole_copy import copy_weights, set_weight
 
 WEIGHTS, REFERENCE, ROLLOUTS, STATE = (
     "trained.safetensors",
@@ -77,6 +80,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     model: Actor
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    weight_files = WEIGHTS
+    extra_files = (STATE,)
 
     def __init__(
         self,
@@ -109,8 +114,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         self._sums: Sums = {}
         self.scorer = Scorer(self._pack_micro_batches, self.accelerator.autocast, self.args.device)
         rollout_source.score_drawn = self._score_drawn
-        if reference is not None:
-            reference.to(self.args.device).eval().requires_grad_(False)
+        self._zero_parts: ZeroParts | None = None
+        self._was_skipped = False  # the present step's update
+        self._reference_state: dict[str, Tensor] = {}  # while a checkpoint is saved
+        self._score_reference: Any = None if reference is None else prepare_frozen(reference, self.accelerator)
 
     # --- what Trainer asks for
 
@@ -145,8 +152,11 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         started = time.monotonic()
         model.train()
         self._sums = {}
+        if self.is_deepspeed_enabled and self.algorithm.critic and self._zero_parts is None:
+            self._zero_parts = ZeroParts(model.optimizer, self.args.max_grad_norm, lambda: self._is_critic_warmup)
         loss = torch.zeros((), device=self.args.device)
         passes = self._plan_passes(inputs["rows"])
+        self._was_skipped = not passes
         for number, compute_part in enumerate(passes, start=1):
             batch: MicroBatch = compute_part.keywords["batch"]
             self._count_pass(batch)
@@ -272,7 +282,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         Tokens of other completions are NaN.
         """
         if self.reference is not None:
-            rollouts.reference_logps = self.scorer.score_logps(self.reference, rollouts, rows)
+            rollouts.reference_logps = self.scorer.score_logps(self._score_reference, rollouts, rows)
         else:
             with self.model.disable_policy_adapter():
                 rollouts.reference_logps = self.scorer.score_logps(self.model_wrapped, rollouts, rows)
@@ -302,7 +312,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             self.kl_coefficient.adapt(settings, float(per_completion.mean()), len(per_completion))
         if settings.reference_sync_steps and self.rollout_source.batches % settings.reference_sync_steps == 0:
             assert self.reference is not None
-            self.reference.policy.load_state_dict(self.model.policy.state_dict())
+            copy_weights(self.model.policy, self.reference.policy, self.args.device)
 
     def measure_held_out_now(self) -> HeldOutFigures:
         """Measures the present policy on the held-out set."""
@@ -388,10 +398,16 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         return passes + [partial(self._compute_text_loss, batch=batch, n_tokens=n_tokens, share=0.0) for batch in idle]
 
     def _compute_text_loss(self, model: Any, *, batch: MicroBatch, n_tokens: int, share: float = 1.0) -> Tensor:
-        """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient."""
+        """Returns the next-token loss of a micro-batch of raw texts, times PPO-ptx's coefficient.
+
+        Under DeepSpeed the critic reads the texts too, to no effect: of a parameter without a gradient in a step's
+        first pass ZeRO 3 keeps that of the step before, and of one without any in the last pass offloading keeps none.
+        """
         assert self.texts is not None
-        scores = model(batch.to(self.args.device), entropies=False, temperature=1.0)
+        scores = model(batch.to(self.args.device), entropies=False, temperature=1.0, values=self.is_deepspeed_enabled)
         loss = share * self.texts.compute_loss(scores, n_tokens)
+        if scores.values is not None:
+            loss = loss + 0 * scores.values.sum()
         self._add_sums({"ptx/loss": loss.detach()})
         assert self.algorithm.ptx is not None
         return self.algorithm.ptx.coefficient * loss
@@ -435,37 +451,24 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     # --- checkpoints, and what the stage hands on
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the policy for the next stage; transformers itself calls this for checkpoints."""
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-        else:
-            self._save_policy(output_dir or str(self.args.output_dir))
-
-    def _save_policy(self, folder: str) -> None:
+    def save_trained_model(self, folder: Path) -> None:
         """Saves the policy alone, as a model folder or an adapter folder in Hugging Face form."""
-        policy, only_policy = self.model.policy, dict[str, Any]()
-        if isinstance(policy, PeftModel):
-            only_policy["selected_adapters"] = [POLICY_ADAPTER]
-        if self.is_deepspeed_enabled:
-            weights = self.accelerator.get_state_dict(self.model_wrapped)
-            only_policy["state_dict"] = {
-                name.removeprefix("policy."): weight for name, weight in weights.items() if name.startswith("policy.")
-            }
-        elif self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
-            only_policy["state_dict"] = policy.state_dict()
-        if "state_dict" in only_policy and self.handed_on_dtype is not None:
-            only_policy["state_dict"] = cast_state(policy, only_policy["state_dict"], self.handed_on_dtype)
-        if self.args.should_save:
-            policy.save_pretrained(folder, **only_policy)
+        policy = self.model.policy
+        only_policy = {"selected_adapters": [POLICY_ADAPTER]} if isinstance(policy, PeftModel) else {}
+        save_gathered_model(self, policy, folder, **only_policy)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Clips the gradients of policy and critic, each to the limit, and returns the policy's norm before that.
 
-        Together the critic's, which are larger by orders of magnitude, would scale the policy's. DeepSpeed clips by
-        itself, and knows only one norm.
+        Together the critic's, which are larger by orders of magnitude, would scale the policy's. DeepSpeed has clipped
+        by itself when this is called, and made its step.
         """
-        if self.algorithm.critic is None or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and self._was_skipped:
+            return 0.0  # DeepSpeed's norm is still that of the step before
+        if self._zero_parts is not None:
+            self.metrics["value/grad_norm"] = self._zero_parts.norms[True]
+            return self._zero_parts.norms[False]
+        if self.algorithm.critic is None:
             return super()._clip_grad_norm(model)
         parts = (self.model.value_parameters(), self.model.policy_parameters())
         value_norm, policy_norm = (
@@ -484,6 +487,13 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             weights = dict(self.model.named_parameters()) if state_dict is None else state_dict
             save_file({name: weights[name].detach().contiguous() for name in sorted(trained)}, folder / WEIGHTS)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Saves a checkpoint, with the reference where the policy has taken its place."""
+        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
+            self._reference_state = gather_state(self, self.reference.policy)
+        super()._save_checkpoint(model, trial)
+        self._reference_state = {}
+
     def _save_extra_state(self, folder: Path) -> None:
         """Saves into a checkpoint the other state needed to resume: controllers, watchdogs, rollouts, prompt stream.
 
@@ -500,8 +510,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             save_batch(unfinished.prefetched, folder / PENDING)
         if state["minibatches"] and self.rollouts is not None:
             self.rollouts.save(folder / ROLLOUTS)
-        if self.reference is not None and self.settings.kl and self.settings.kl.reference_sync_steps:
-            save_file(dict(self.reference.policy.named_parameters()), folder / REFERENCE)
+        if self._reference_state:
+            save_file(self._reference_state, folder / REFERENCE)
 
     def _collect_state(self) -> "UnfinishedStep":
         """Returns what a checkpoint of the present weights has to hold beside them and the rollouts."""
@@ -524,7 +534,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the trained weights from a checkpoint folder."""
-        _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            _load_weights(self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def load_extra_state(self, folder: Path) -> None:
         """Loads from a checkpoint what `_save_extra_state` saved."""
@@ -541,7 +554,9 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             self.rollouts = Rollouts.load(folder / ROLLOUTS)
         if (folder / REFERENCE).exists():
             assert self.reference is not None
-            _load_weights(self.reference.policy, folder / REFERENCE)
+            weights = dict(self.reference.policy.named_parameters())
+            for name, weight in load_file(folder / REFERENCE).items():
+                set_weight(weights[name], weight)
 
     # --- devices
 
@@ -568,9 +583,12 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         return get_pass_limits(self.context.runtime, self.args.device.type)
 
     def _sync_gradients_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
-        """Returns a context manager in which devices exchange gradients only in the last forward pass."""
+        """Returns a context manager in which devices exchange gradients only in the last forward pass.
+
+        Those that hold parts of the gradients exchange them in every pass: else each would hold all of them.
+        """
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        if is_last or self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if is_last or self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 

@@ -123,8 +123,16 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
     ("runtime.processes",): dict.fromkeys(
         ("nproc_per_node", "num_processes", "num_gpus", "n_gpus", "n_gpus_per_node", "world_size"), ""
     ),
+    ("runtime.nodes",): dict.fromkeys(("nnodes", "num_nodes", "num_machines", "n_nodes"), ""),
     ("runtime.device",): {"device_map": "auto, cpu or cuda", "use_cpu": "`device: cpu`", "no_cuda": "`device: cpu`"},
-    ("runtime.deepspeed",): {"deepspeed_config": "", "zero_stage": "a DeepSpeed file says it", "ds_config": ""},
+    ("runtime.deepspeed",): {"deepspeed_config": "", "ds_config": ""},
+    ("runtime.strategy",): {
+        "zero_stage": "`zero1`, `zero2` or `zero3`",
+        "fsdp": "`fsdp2`",
+        "fsdp_config": "`fsdp2`",
+        "distributed_strategy": "",
+    },
+    ("runtime.offload",): {"offload_optimizer": "`optimizer`", "offload_param": "`parameters`", "cpu_offload": ""},
     ("beta", "kl.coefficient"): {"pref_beta": "", "dpo_beta": ""},
     ("kl.coefficient",): dict.fromkeys(
         ("beta", "init_kl_coef", "kl_coef", "kl_coeff", "kl_loss_coef", "init_kl_coeff"), "without kl: no penalty"
@@ -215,7 +223,6 @@ _NO_SETTING: dict[str, str] = dict.fromkeys(
     "val_size": "a build_data stage with builder: {kind: split, ...} keeps rows apart",
     "task_type": "it follows from the kind of the stage",
     "use_rslora": "rank-stabilised LoRA is alpha times the square root of rank",
-    "fsdp": "runtime.deepspeed names a DeepSpeed file, which shards a model over GPUs",
 }
 
 

@@ -7,9 +7,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.settings.loss_defaults import AdvantageScale
 from qwen_align.align.settings.online_rl import DynamicSampling, Kl, OnlineRl
 from qwen_align.align.settings.runtime import Runtime, split_into_micro_batches
+from qwen_align.align.settings.strategy import choose_strategy
 from qwen_align.align.settings.workload import TrainingWork
 
 NOT_IN_TRL = (
@@ -69,6 +71,12 @@ class Grpo(OnlineRl):
         if self.trainer == "trl" and self.entropy:
             return {"rows": split_into_micro_batches(self.prompts_per_step * self.completions_per_prompt, runtime)[0]}
         return {}
+
+    def check_runtime(self, runtime: Runtime) -> None:
+        """Raises RecipeError where TRL's trainer would train under a strategy that it was never tried with here."""
+        super().check_runtime(runtime)
+        if self.trainer == "trl" and (strategy := choose_strategy(runtime)) != "ddp":
+            raise RecipeError(f"trainer: trl runs with strategy ddp alone, not {strategy}; take trainer: native")
 
     def describe_training(self) -> TrainingWork:
         """Returns what the memory and time of the updates depend on."""

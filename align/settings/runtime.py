@@ -1,12 +1,14 @@
 """Defines the settings of how a stage is run: device, processes, micro-batches, threads."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict
+
+Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
 
 class Runtime(Strict):
@@ -21,7 +23,14 @@ class Runtime(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to compute; auto = a GPU where there is one"
     )
-    processes: int = Field(default=1, ge=1, le=1024, description="processes on this machine; on GPUs one per device")
+    processes: int = Field(default=1, ge=1, le=1024, description="processes on a machine; on GPUs one per device")
+    nodes: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="machines that run a stage, each with so many processes; `qwen-align run` is started on every one "
+        "with `--node-rank` and `--rendezvous`, or by srun. Stages that run in one process run on node 0 alone",
+    )
     micro_batch: int = Field(
         default=8,
         ge=1,
@@ -65,20 +74,51 @@ class Runtime(Strict):
     activation_offloading: bool = Field(
         default=False, description="keep activations for the backward pass in host memory: less GPU memory, more time"
     )
+    strategy: Literal["auto"] | Strategy = Field(
+        default="auto",
+        description="what processes hold of the training state: ddp = each all of it; zero1, zero2, zero3 = DeepSpeed "
+        "shards the optimiser's state, also the gradients, also the parameters; fsdp2 = PyTorch shards all three; "
+        "auto = what the DeepSpeed file says, without one ddp. It is of stages that train; others, such as rollout and "
+        "evaluate, have no training state and run as without it",
+    )
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        default="none",
+        description="what is held in host memory in place of the GPU's: the optimiser's state with zero1 to zero3, "
+        "that and the parameters with zero3 and fsdp2",
+    )
     deepspeed: OutsideFile | None = Field(
-        default=None, description="DeepSpeed configuration (JSON), relative to the recipe"
+        default=None,
+        description="a DeepSpeed configuration of one's own (JSON), relative to the recipe, in the place of strategy",
     )
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads per process; null = all")
+
+    @property
+    def world_size(self) -> int:
+        """Returns the number of processes on all nodes."""
+        return self.nodes * self.processes
+
+    def format_processes(self) -> str:
+        """Formats how many processes there are, as the recipe says it: `runtime.processes: 2`."""
+        return f"runtime.processes: {self.processes}" + (f" on runtime.nodes: {self.nodes}" if self.nodes > 1 else "")
+
+    @model_validator(mode="after")
+    def _check_strategy(self) -> Self:
+        if self.deepspeed is not None and (self.strategy != "auto" or self.offload != "none"):
+            raise ValueError("deepspeed: the file says what strategy and offload would; leave them out, or the file")
+        able = {"none": None, "optimizer": ("zero1", "zero2", "zero3"), "parameters": ("zero3", "fsdp2")}[self.offload]
+        if able is not None and self.strategy not in able:
+            raise ValueError(f"offload: {self.offload} goes with strategy {', '.join(able)}, not with {self.strategy}")
+        return self
 
 
 def split_among_processes(batch: int, runtime: Runtime) -> int:
     """Returns how many of a batch's rows each process trains on.
 
-    Raises RecipeError if the batch does not divide by the processes.
+    Raises RecipeError if the batch does not divide by the processes of all nodes.
     """
-    if batch % runtime.processes:
-        raise RecipeError(f"a batch of {batch} rows does not divide by runtime.processes: {runtime.processes}")
-    return batch // runtime.processes
+    if batch % runtime.world_size:
+        raise RecipeError(f"a batch of {batch} rows does not divide by {runtime.format_processes()}")
+    return batch // runtime.world_size
 
 
 def split_into_micro_batches(batch: int, runtime: Runtime) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from qwen_align.align.training.preference_trainer import PreferenceTrainer
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.align.training.stored_rows import render_once
+from qwen_align.align.training.strategies import start_strategy
 
 
 def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) -> dict[str, Any]:
@@ -43,13 +44,15 @@ def run(settings: Dpo, inputs: Mapping[str, Path], out: Path, context: Context) 
     steps = count_optimizer_steps(rendered.n_rows, settings.epochs, settings.batch)
     row_order = draw_row_order(rendered.n_rows, steps * settings.batch, context.seed)
     loss = PREFERENCE_LOSSES[settings.loss]
+    runtime = decide_checkpointing(settings, context.runtime, loading.read_model_config(source))
+    args = trl_arguments.build_dpo_arguments(settings, runtime, out, steps=steps, seed=context.seed)
+    start_strategy(args, runtime, out)
     model = quantized_base.load_for_training(source, settings, context.runtime)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     disable_dropout(model)
-    runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = PreferenceTrainer(
         model=model,
-        args=trl_arguments.build_dpo_arguments(settings, runtime, out, steps=steps, seed=context.seed),
+        args=args,
         train_dataset=rendered.dataset.select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=build_lora_config(settings.lora, model),

@@ -41,9 +41,11 @@ from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
+from qwen_align.align.training.distributed import get_local_world_size
 from qwen_align.align.training.measured_steps import MeasuredSteps
 from qwen_align.align.training.reference_check import ReferenceStartCheck
 from qwen_align.align.training.row_order import draw_row_order
+from qwen_align.reward.base import share_cores
 from qwen_align.reward.combine import judge_all
 from qwen_align.reward.settings import check_rewards
 
@@ -72,6 +74,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     if not prompts:
         return fit.pass_model_through(spec, source, out, {}, "from_data (no problem)")
     require_room_for_completions(loading.find_length_limit(source), measure_prompts(prompts), spec.sampling.max_tokens)
+    share_cores(get_local_world_size())
     check_rewards(spec.rewards)
     reward_scorer.bind_scorers(spec.rewards, inputs, context.runtime)
     draws = [
@@ -82,7 +85,7 @@ def run(spec: Grpo, inputs: Mapping[str, Path], out: Path, context: Context) -> 
     model = quantized_base.load_for_training(source, spec, context.runtime)
     device_type = loading.choose_device(context.runtime).type
     set_attention(model, context.runtime.attention, device_type)
-    runtime = decide_checkpointing(spec, context.runtime, model)
+    runtime = decide_checkpointing(spec, context.runtime, loading.read_model_config(source))
     trainer = GrpoTrainer(
         model=model,
         reward_funcs=callbacks.judge,

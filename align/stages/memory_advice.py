@@ -12,8 +12,12 @@ def word_advice(settings: Any, runtime: Runtime, phase: Phase) -> str:
     turn = choose_turn(settings, runtime, phase)
     if turn is None:
         return "No setting is left to change: take a smaller model or more memory"
-    key = "; it is part of the stage's key, so the stage then starts anew" if turn.in_key else ""
-    return f"Set {turn.setting}: {_format_value(turn.value)} (now {_format_value(turn.now)}){key}"
+    restart = ""
+    if turn.in_key:
+        restart = "; it is part of the stage's key, so the stage then starts anew"
+    elif not turn.keeps_checkpoints:
+        restart = "; checkpoints made without it cannot be read, so run with --force and the stage then starts anew"
+    return f"Set {turn.setting}: {_format_value(turn.value)} (now {_format_value(turn.now)}){restart}"
 
 
 def choose_turn(settings: Any, runtime: Runtime, phase: Phase) -> Turn | None:

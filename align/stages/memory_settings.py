@@ -10,7 +10,8 @@ from qwen_align.align.settings.evaluate import Evaluate
 from qwen_align.align.settings.online_rl import OnlineRl, Vllm
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.rollout import Rollout
-from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.settings.runtime import Runtime, Strategy
+from qwen_align.align.settings.strategy import choose_strategy
 from qwen_align.align.settings.training import Optimizer
 
 _RUNTIME = "runtime."
@@ -42,6 +43,7 @@ class Turn(NamedTuple):
     """A setting and the value it should get next.
 
     in_key: with it the stage has another key. same_method: what is trained or drawn stays the same but for rounding.
+    keeps_checkpoints: a checkpoint without it can be gone on from with it.
     """
 
     setting: str
@@ -49,6 +51,7 @@ class Turn(NamedTuple):
     now: Any
     in_key: bool
     same_method: bool = True
+    keeps_checkpoints: bool = True
 
     @property
     def runtime_setting(self) -> str | None:
@@ -71,6 +74,7 @@ def list_turns(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Tur
 def _list_for_loading(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Turn]:
     """Yields what to turn while models are loaded: how many bytes a weight has."""
     yield from _list_for_vllm(settings)
+    yield from _list_for_sharding(settings, runtime)
     yield from _list_for_weights(settings)
 
 
@@ -125,6 +129,7 @@ def _list_for_updates(settings: Any, runtime: Runtime, short: Shortage) -> Itera
     can_checkpoint = workload and workload.training and workload.training.can_checkpoint
     if can_checkpoint and runtime.gradient_checkpointing is not True and not short.checkpoints:
         yield Turn(f"{_RUNTIME}gradient_checkpointing", True, runtime.gradient_checkpointing, in_key=False)
+    yield from _list_for_sharding(settings, runtime)
     yield from _list_for_sleep(settings)
     if isinstance(settings, Optimizer) and settings.lora is None:
         yield from _list_for_moments(settings, runtime)
@@ -141,10 +146,32 @@ def _list_for_syncing(settings: Any, runtime: Runtime, short: Shortage) -> Itera
 def _list_for_saving(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Turn]:
     """Yields what to turn while a checkpoint or a model is written: what training leaves, then what is written."""
     yield from _list_for_passes(settings, runtime, short)
+    yield from _list_for_sharding(settings, runtime)
     yield from _list_for_sleep(settings)
     if isinstance(settings, Optimizer) and settings.lora is None:
         yield from _list_for_moments(settings, runtime)
     yield from _list_for_weights(settings)
+
+
+def _list_for_sharding(settings: Any, runtime: Runtime) -> Iterator[Turn]:
+    """Yields the next strategy that divides more of what is trained among processes, then what is offloaded."""
+    if not isinstance(settings, Optimizer) or not _can_shard(settings) or runtime.deepspeed is not None:
+        return
+    strategy = choose_strategy(runtime)
+    following: dict[Strategy, Strategy] = {"ddp": "zero2" if settings.lora is None else "zero3"}
+    following |= {"zero1": "zero2", "zero2": "zero3"}
+    if strategy in following and runtime.world_size > 1:
+        yield Turn(f"{_RUNTIME}strategy", following[strategy], strategy, in_key=False, keeps_checkpoints=False)
+    elif strategy in ("zero3", "fsdp2") and runtime.offload != "parameters":
+        more = "optimizer" if strategy == "zero3" and runtime.offload == "none" else "parameters"
+        yield Turn(f"{_RUNTIME}offload", more, runtime.offload, in_key=False, keeps_checkpoints=False)
+
+
+def _can_shard(settings: Optimizer) -> bool:
+    """Returns whether a stage can be trained with DeepSpeed: not in 4 bits, nor in TRL's own loop of online RL."""
+    in_4_bits = settings.lora is not None and settings.lora.base_weights == "nf4"
+    has_own_loop = not isinstance(settings, OnlineRl) or settings.has_own_loop
+    return settings.optimizer == "adamw" and not in_4_bits and has_own_loop
 
 
 def _list_for_moments(settings: Any, runtime: Runtime) -> Iterator[Turn]:

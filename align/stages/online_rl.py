@@ -33,10 +33,15 @@ from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
+from qwen_align.align.training.distributed import get_local_world_size
+from qwen_align.align.training.strategies import start_strategy
+from qwen_align.align.training.whole_copy import WholeCopy
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
+from qwen_align.reward.base import share_cores
 from qwen_align.reward.combine import is_task_solved, judge_all
 from qwen_align.reward.settings import check_rewards, pick_reward, refuse_unused_rewards
 from qwen_align.reward.verdict import Verdict
@@ -54,23 +59,27 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
     require_room_for_completions(length_limit, measure_prompts(prompts), spec.sampling.max_tokens)
     held_out = _render_held_out_questions(spec, renderer, inputs, length_limit)
     texts = _read_raw_texts(algorithm, renderer, inputs, context, length_limit)
+    share_cores(get_local_world_size())
     check_rewards(spec.rewards)
     reward_scorer.bind_scorers(spec.rewards, inputs, context.runtime)
     scorer = algorithm.critic.from_scorer if algorithm.critic else None
     if scorer is not None:
         require_same_ids(renderer, loading.load_renderer(inputs[scorer]), "critic.from_scorer")
     attention = choose_attention(context.runtime.attention, loading.choose_device(context.runtime).type)
+    runtime = decide_checkpointing(spec, context.runtime, loading.read_model_config(source))
+    args = trl_arguments.build_online_rl_arguments(
+        spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
+    )
+    start_strategy(args, runtime, out)
+    reference = _load_reference(algorithm, source, attention)
     actor = _build_actor(algorithm, source, inputs, context, attention)
-    runtime = decide_checkpointing(spec, context.runtime, actor.causal_lm)
     trainer = OnlineTrainer(
         actor,
-        trl_arguments.build_online_rl_arguments(
-            spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
-        ),
+        args,
         algorithm,
         _build_rollout_source(algorithm, actor, prompts, held_out, renderer, inputs, context),
         context,
-        reference=_load_reference(algorithm, source, attention),
+        reference=reference,
         texts=texts,
         callbacks=[ProgressCallback(context)],
     )
@@ -149,8 +158,12 @@ def _build_rollout_source(
     context: Context,
 ) -> RolloutSource:
     """Builds the source of judged rollouts from engine, prompt stream, judge and held-out set."""
-    spec = algorithm.settings
-    engine = open_local_engine(actor.causal_lm, renderer, context.runtime, draws_in_bf16=spec.precision == "bf16")
+    spec, in_bf16 = algorithm.settings, algorithm.settings.precision == "bf16"
+    whole = None
+    if SHARDINGS[choose_strategy(context.runtime)].parameters:
+        whole = WholeCopy(actor.causal_lm, loading.choose_device(context.runtime), in_bf16=in_bf16)
+    drawn = actor.causal_lm if whole is None else whole.model
+    engine = open_local_engine(drawn, renderer, context.runtime, draws_in_bf16=in_bf16 and whole is None)
     sampling, solved_by = spec.sampling.resolve_for_policy(), partial(is_task_solved, spec.rewards)
     setup = RolloutSetup(engine, renderer, sampling, spec.completions_per_prompt, context.seed, solved_by)
     known = _read_reward_variances(spec.prompt_sampler, inputs) if isinstance(spec.prompt_sampler, ByVariance) else {}
@@ -158,7 +171,11 @@ def _build_rollout_source(
     for reward in spec.rewards:
         reward.warm_up()
     judge = Judge(lambda group: judge_all(spec.rewards, group))
-    return RolloutSource(algorithm, setup, stream, judge, context, _build_held_out_questions(spec, setup, held_out))
+    questions = _build_held_out_questions(spec, setup, held_out)
+    source = RolloutSource(algorithm, setup, stream, judge, context, questions)
+    if whole is not None:
+        source.hold_weights = whole.hold
+    return source
 
 
 def _connect_vllm(settings: Vllm, trainer: OnlineTrainer, actor: Actor, renderer: Renderer, source: Path) -> VllmEngine:

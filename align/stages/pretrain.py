@@ -239,7 +239,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     states = [optimizer.state_dict() for optimizer in optimizers]
     torch.save({"step": step, "model": model.state_dict(), "optimizers": states, "losses": losses}, folder / STATE)
-    checkpoints.publish_checkpoint(home, step)
+    checkpoints.publish_checkpoint(home, step, checkpoints.digest_own_files(folder), "ddp")
 
 
 def load_checkpoint(

@@ -33,6 +33,7 @@ from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.packed_forward import add_packed_scorer
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.align.training.stored_rows import render_once
+from qwen_align.align.training.strategies import start_strategy
 from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 
 
@@ -76,15 +77,17 @@ def run(settings: RewardModel, inputs: Mapping[str, Path], out: Path, context: C
     require_length(loading.find_length_limit(source), rendered.longest, "a pair's side")
     steps = count_optimizer_steps(rendered.n_rows, settings.epochs, settings.batch)
     row_order = draw_row_order(rendered.n_rows, steps * settings.batch, context.seed)
+    runtime = decide_checkpointing(settings, context.runtime, loading.read_model_config(source))
+    args = trl_arguments.build_reward_model_arguments(settings, runtime, out, steps=steps, seed=context.seed)
+    start_strategy(args, runtime, out)
     causal = quantized_base.load_for_training(source, settings, context.runtime, needs_head=False)
     model = reward_scorer.build_scorer_model(causal, renderer.pad_id)
     quantized_base.mark_as_quantized(model, causal)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
     disable_dropout(model)
-    runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = Trainer(
         model=model,
-        args=trl_arguments.build_reward_model_arguments(settings, runtime, out, steps=steps, seed=context.seed),
+        args=args,
         train_dataset=rendered.dataset.select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=build_lora_config(settings.lora, model, head="score"),

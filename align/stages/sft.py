@@ -27,6 +27,7 @@ from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.row_order import draw_row_order
 from qwen_align.align.training.stored_rows import render_once
+from qwen_align.align.training.strategies import start_strategy
 from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 
 
@@ -67,12 +68,14 @@ def run(settings: Sft, inputs: Mapping[str, Path], out: Path, context: Context) 
     require_length(loading.find_length_limit(source), rendered.longest, "a sample")
     steps = count_optimizer_steps(rendered.n_rows, settings.epochs, settings.batch)
     row_order = draw_row_order(rendered.n_rows, steps * settings.batch, context.seed)
+    runtime = decide_checkpointing(settings, context.runtime, loading.read_model_config(source))
+    args = trl_arguments.build_sft_arguments(settings, runtime, out, steps=steps, seed=context.seed)
+    start_strategy(args, runtime, out)
     model = quantized_base.load_for_training(source, settings, context.runtime)
     set_attention(model, context.runtime.attention, loading.choose_device(context.runtime).type)
-    runtime = decide_checkpointing(settings, context.runtime, model)
     trainer = Trainer(
         model=model,
-        args=trl_arguments.build_sft_arguments(settings, runtime, out, steps=steps, seed=context.seed),
+        args=args,
         train_dataset=rendered.dataset.select(row_order),
         processing_class=fit.load_padding_tokenizer(source),
         peft_config=build_lora_config(settings.lora, model),

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object atomically, with sorted keys."""
-    write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n")
+def write_json(path: Path, value: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> None:
+    """Writes a JSON object atomically, with sorted keys. `check` is that of `write_text`."""
+    write_text(path, json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1) + "\n", check)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically. A kill leaves the old file. The text is on disk when this returns."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+def write_text(path: Path, text: str, check: Callable[[], None] = lambda: None) -> None:
+    """Writes a text file atomically. A kill leaves the old file. The text is on disk when this returns.
+
+    `check` is called when all is written but not in its place; with an error it raises the old file stays.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        check()
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,11 +1,11 @@
 """Keeps the folders under runs/: which run each belongs to, how that run was asked for, and when."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,14 @@ from typing import Any
 from qwen_align import __version__
 from qwen_align.align.errors import Preempted, RecipeError, StageError
 from qwen_align.align.store.files import read_json, write_json, write_text
+from qwen_align.align.store.lease import Lease, hold_lease
+from qwen_align.align.store.lease_record import VISIBILITY_S, LeaseHeld
 from qwen_align.align.store.run_links import LINKS, hold_run_links
 from qwen_align.align.store.stage_folder import StageFolder
 
 RECORD = "run.json"
 RESOLVED = "recipe.yaml"  # the recipe as it was run, beside its record
+_LEASE = ".lease"  # in runs/, where no run has such a name
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,17 @@ def find_last_record(home: Path, recipe: Path) -> RunRecord | None:
 
 
 @contextlib.contextmanager
-def hold_runs_lock(home: Path) -> Iterator[None]:
-    """Holds the lock of runs/ inside the `with` block, so that two runs do not take one folder."""
-    runs = home / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def hold_runs_lease(home: Path, say: Callable[[str], None] = lambda message: None) -> Iterator[Lease]:
+    """Holds the lease of runs/ inside the `with` block, so that two runs do not take one folder. Waits for it.
+
+    `say` is told what it waits for where that takes long. Raises OSError where it cannot be written, StageError where
+    another host's file stays hidden.
+    """
+    try:
+        with hold_lease(home / "runs" / _LEASE, queue=True, say=say) as lease:
+            yield lease
+    except LeaseHeld as error:
+        raise StageError(f"{home / 'runs' / _LEASE}: {error} has made a file there that does not get visible") from None
 
 
 def write_run_folder(
@@ -165,19 +172,20 @@ def write_run_folder(
     folders: Mapping[str, Path],
     resolved: str,
     held: contextlib.ExitStack | None = None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> str:
     """Writes a run's folder: its record, the resolved recipe and a link to each stage's folder.
 
-    Until `held` is closed, another run that takes the folder over keeps these links beside its own.
+    Until `held` is closed, another run that takes the folder over keeps these links beside its own. `say` is told of
+    what it waits for.
     Returns a note for the user where another run has the folder of the recipe's name, else "". Raises StageError when
     it cannot be written.
     """
     try:
-        with contextlib.ExitStack() as released, hold_runs_lock(home):
-            folder = find_run_folder(home, name, request, folders)
-            is_new_beside_other = folder.name != name and not folder.exists()
-            note = _describe_neighbour(folder.with_name(name), folder) if is_new_beside_other else ""
-            folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as released, hold_runs_lease(home, say) as lease:
+            folder, is_new = _make_run_folder(home, name, request, folders)
+            note = _describe_neighbour(folder.with_name(name), folder) if is_new and folder.name != name else ""
+            lease.check()
             _write_record(
                 RunRecord(folder, request, str(home.resolve()), __version__, _format_current_time(), None, None)
             )
@@ -186,6 +194,25 @@ def write_run_folder(
             return note
     except OSError as error:
         raise StageError(f"{error.filename or home / 'runs' / name}: cannot be written: {error.strerror}") from None
+
+
+def _make_run_folder(home: Path, name: str, request: RunRequest, folders: Mapping[str, Path]) -> tuple[Path, bool]:
+    """Finds and makes the folder of a run. Returns it, and whether it is new.
+
+    One that is there already though it was not seen is another host's: it is looked for again until it is.
+    """
+    until = time.monotonic() + VISIBILITY_S
+    while True:
+        folder = find_run_folder(home, name, request, folders)
+        if folder.is_dir():
+            return folder, False
+        try:
+            folder.mkdir(parents=True)
+            return folder, True
+        except FileExistsError:
+            if folder.is_file() or time.monotonic() > until:
+                raise
+            time.sleep(0.2)
 
 
 def _describe_neighbour(taken: Path, folder: Path) -> str:

@@ -1,15 +1,17 @@
 """Links a run's folder to the stages it uses, and finds the stages that run folders name."""
 
 import contextlib
-import fcntl
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 
+from qwen_align.align.store.lease import hold_joint_lease
+from qwen_align.align.store.stage_folder import LEASE
+
 LINKS = "stages"  # in a run's folder: a link to each of its stages, which `prune` keeps
-_LOCK = "lock"  # in a run's folder: held by each run of the name that is at work
 
 
 @contextlib.contextmanager
@@ -21,12 +23,8 @@ def hold_run_links(run_folder: Path, targets: Mapping[str, Path]) -> Iterator[No
     """
     links = run_folder / LINKS
     links.mkdir(parents=True, exist_ok=True)
-    with (run_folder / _LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_alone = True
-        except BlockingIOError:
-            is_alone = False
+    with hold_joint_lease(run_folder / LEASE) as lease:
+        is_alone = not lease.members
         for name, folder in targets.items():
             target = os.path.relpath(folder.resolve(), links.resolve())
             if not is_alone and (links / name).is_symlink() and (old_target := os.readlink(links / name)) != target:
@@ -36,14 +34,12 @@ def hold_run_links(run_folder: Path, targets: Mapping[str, Path]) -> Iterator[No
             for old in links.iterdir():
                 if old.name not in targets and old.is_symlink():
                     old.unlink()
-        fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 
 
 def _replace_link(link: Path, target: str) -> None:
     """Makes a link to a folder, or replaces the link that is there, atomically."""
-    new = link.with_name(f".{link.name}.{os.getpid()}")
-    new.unlink(missing_ok=True)
+    new = link.with_name(f".{link.name}.{secrets.token_hex(8)}")
     new.symlink_to(target, target_is_directory=True)
     try:
         new.replace(link)

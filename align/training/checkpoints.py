@@ -1,31 +1,55 @@
-"""Writes checkpoints atomically and finds the newest undamaged checkpoint."""
+"""Writes checkpoints atomically and finds the newest undamaged checkpoint.
 
-from collections.abc import Mapping
+Every process writes files of its own into a partial folder and digests them, all side by side; the main process, which
+need not see the others' files in its own listing yet, seals the folder with all digests and renames it into place. A
+checkpoint is verified the same way, each process a share of it, before anything of it is loaded: DeepSpeed and torch's
+distributed checkpoints read pickles, which can run code.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments, set_seed
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
-from qwen_align.align.models.bf16_weights import cast_state
+from qwen_align.align.settings.runtime import Strategy
 from qwen_align.align.store import integrity
-from qwen_align.align.store.files import read_json, remove_tree
-from qwen_align.align.training.distributed import broadcast_from_main, get_world_size, is_main_process, wait_for_all
-
-NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")  # without the first two Adam starts anew, silently
+from qwen_align.align.store.files import remove_tree
+from qwen_align.align.store.integrity import Digest
+from qwen_align.align.training.checkpoint_files import SHARD_FOLDERS, find_writer, list_needed_files, require_files
+from qwen_align.align.training.distributed import (
+    broadcast_from_main,
+    gather_objects,
+    get_rank,
+    get_world_size,
+    is_main_process,
+    read_shard_names,
+    wait_for_all,
+    wait_until_visible,
+)
+from qwen_align.align.training.gathered_weights import gather_state
+from qwen_align.align.training.resume_rules import (
+    SavedBy,
+    find_obstacle,
+    list_checkpoints,
+    parse_checkpoint_step,
+    read_saved_by,
+)
+from qwen_align.align.training.strategies import read_strategy
 
 
 class ResumePoint(NamedTuple):
-    """The checkpoint folder to resume from and the faults of newer, damaged checkpoints.
+    """The checkpoint folder to resume from, by what it was saved, and the faults of newer, damaged checkpoints.
 
     The folder is None at the beginning.
     """
 
     folder: Path | None
     damaged: list[str]
+    saved_by: SavedBy | None = None
 
     @property
     def step(self) -> int:
@@ -54,7 +78,12 @@ class AtomicCheckpoints:
     args: TrainingArguments
     state: TrainerState
     model: Any
+    accelerator: Any
+    lr_scheduler: Any
     last_saved_step = 0
+    weight_files = "*model*.safetensors"  # of a whole model, or of adapters, in a checkpoint
+    extra_files: Sequence[str] = ()  # that a subclass's own state is saved in, always
+    resumed_from: SavedBy | None = None
     _checkpoint_root: Path | None = None
     handed_on_dtype: torch.dtype | None = (
         None  # of a whole model that is saved for the next stage; checkpoints are fp32
@@ -71,24 +100,49 @@ class AtomicCheckpoints:
         """Saves a checkpoint into a partial folder, checks its files and renames it into place."""
         home = Path(str(self.args.output_dir))
         folder = get_partial_folder(home, self.state.global_step)
+        folder.mkdir(parents=True, exist_ok=True)  # in every process: another node may not see it for a while
         self._checkpoint_root = folder.parent
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
         finally:
             self._checkpoint_root = None
-        wait_for_all()
         if self.args.should_save:
             self._save_extra_state(folder)
-            _check_checkpoint_files(folder)
-            publish_checkpoint(home, self.state.global_step)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing that training goes on from
+        wait_for_all()
+        digests = digest_own_files(folder)
+        if self.args.should_save:
+            require_files(str(folder), self._list_needed_files(folder), sorted(digests))
+            publish_checkpoint(home, self.state.global_step, digests, self._strategy)
         wait_for_all()
         self.last_saved_step = self.state.global_step
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Saves the model, cast to `handed_on_dtype` when it is to be handed on."""
-        if self.handed_on_dtype is not None and self.handed_on_dtype != torch.float32:
-            state_dict = cast_state(self.model, state_dict or self.model.state_dict(), self.handed_on_dtype)
-        super()._save(output_dir, state_dict=state_dict)  # type: ignore[misc]
+    @property
+    def _strategy(self) -> Strategy:
+        return read_strategy(self.accelerator)
+
+    def _list_needed_files(self, folder: Path) -> list[str]:
+        """Returns the patterns of the files that a checkpoint of this trainer needs."""
+        needed = list_needed_files(
+            self._strategy,
+            get_world_size(),
+            weights=self.weight_files,
+            others=self.extra_files,
+            has_scheduler=type(self.lr_scheduler).__name__ != "DeepSpeedSchedulerWrapper",  # DeepSpeed then saves it
+        )
+        shards = [folder / name for name in SHARD_FOLDERS if (folder / name / ".metadata").exists()]
+        return needed + [f"{one.name}/{name}" for one in shards for name in read_shard_names(one)]
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the whole model into a checkpoint; in one of shards nothing, as those hold the weights already."""
+        if self._strategy == "ddp":
+            super().save_model(output_dir, _internal_call=_internal_call)  # type: ignore[misc]
+
+    def save_trained_model(self, folder: Path) -> None:
+        """Saves the trained model for the next stage, cast to `handed_on_dtype`; every process has to call it."""
+        state = gather_state(self, self.model)
+        self._save(str(folder), state_dict=state)  # type: ignore[attr-defined]  # of transformers' Trainer
+        wait_for_all()
 
     def _save_extra_state(self, folder: Path) -> None:
         """Saves a subclass's own state into the checkpoint folder.
@@ -102,6 +156,16 @@ class AtomicCheckpoints:
         Called in every process, before training and by ourselves: transformers calls `_load_from_checkpoint` only
         where neither DeepSpeed nor FSDP loads the weights.
         """
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Sets the random numbers' state to that of the checkpoint.
+
+        Saved by another number of processes, it is none of this one's: they are then seeded by step and rank.
+        """
+        if self.resumed_from is not None and self.resumed_from.n_processes != get_world_size():
+            set_seed(self.args.seed + self.state.global_step * get_world_size() + get_rank())
+        else:
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes no model card, because the stage's manifest describes the model."""
@@ -117,75 +181,86 @@ def remove_partial_checkpoint(home: Path) -> None:
     remove_tree(home / "partial")
 
 
-def publish_checkpoint(home: Path, step: int) -> None:
+def digest_own_files(folder: Path) -> dict[str, Digest]:
+    """Digests the files of a folder that this process has written, and returns the digests of all processes' files.
+
+    Names and sizes are those that each process sees of its own files.
+    """
+    own = [name for name in integrity.list_files(folder) if find_writer(name, get_world_size()) == get_rank()]
+    parts = gather_objects(integrity.digest_files(folder, own))
+    return {name: digest for part in parts for name, digest in sorted(part.items())}
+
+
+def publish_checkpoint(home: Path, step: int, digests: Mapping[str, Digest], strategy: Strategy) -> None:
     """Seals the partial checkpoint, renames it into place and deletes older checkpoints."""
     folder = get_partial_folder(home, step)
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    integrity.seal_folder(folder, step=step, world_size=get_world_size())
+    integrity.seal_folder(folder, digests, step=step, world_size=get_world_size(), strategy=strategy)
     remove_tree(home / folder.name)
     folder.rename(home / folder.name)
-    for old in _list_checkpoints(home):
+    for old in list_checkpoints(home):
         if old.name != folder.name:
             remove_tree(old)
 
 
-def _check_checkpoint_files(folder: Path) -> None:
-    """Checks that a checkpoint folder has all the files needed to resume.
+def find_newest_checkpoint(home: Path, strategy: Strategy = "ddp") -> ResumePoint:
+    """Finds the newest undamaged checkpoint in the folder, which all processes verify together.
 
-    Raises StageError if one is missing. DeepSpeed has files of its own.
+    Raises StageError when what saved it had another strategy, or a number of processes that this run cannot go on from.
     """
-    missing = [name for name in NEEDED if not (folder / name).exists()]
-    if not any(folder.glob("rng_state*")):
-        missing.append("rng_state.pth")
-    if missing and not (folder / "latest").exists():
-        raise StageError(
-            f"{folder}: transformers saved no {', '.join(missing)}; see NEEDED in align/training/checkpoints.py"
-        )
+    if is_main_process():
+        remove_partial_checkpoint(home)
+    candidates, damaged = broadcast_from_main(_list_candidates(home) if is_main_process() else None)
+    for folder, record in candidates:
+        damage = _find_damage(folder, record)
+        if damage is None:
+            saved_by = read_saved_by(record)
+            if obstacle := find_obstacle(saved_by, SavedBy(strategy, get_world_size())):
+                raise StageError(f"{folder}: {obstacle}")
+            return ResumePoint(folder, damaged, saved_by)
+        damaged.append(f"{folder}: {damage}")
+    return ResumePoint(None, damaged)
 
 
-def find_newest_checkpoint(home: Path) -> ResumePoint:
-    """Finds the newest undamaged checkpoint in the folder.
-
-    Raises StageError when another number of processes made it. The main process reads all files and broadcasts the
-    result.
-    """
-    resume_point = broadcast_from_main(_find_resumable(home) if is_main_process() else None)
-    if resume_point.folder:
-        made_by = read_json(resume_point.folder / integrity.COMPLETE)["world_size"]
-        if made_by != (now := get_world_size()):
-            raise StageError(
-                f"{resume_point.folder}: saved by {made_by} process(es), but this run has {now}; "
-                "run with as many as before, or recompute the stage with --force"
-            )
-    return resume_point
-
-
-def _find_resumable(home: Path) -> ResumePoint:
-    """Verifies the checkpoints in a folder from the newest on and returns the first undamaged one."""
-    remove_partial_checkpoint(home)
-    steps = {folder: parse_checkpoint_step(folder) for folder in _list_checkpoints(home)}
+def _list_candidates(home: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """Returns the checkpoints whose seal is whole, with it and from the newest on, and the faults of the others."""
+    steps = {folder: parse_checkpoint_step(folder) for folder in list_checkpoints(home)}
     damaged = [f"{folder}: its name has no step" for folder, step in sorted(steps.items()) if step is None]
+    candidates = []
     for step, folder in sorted(((step, folder) for folder, step in steps.items() if step is not None), reverse=True):
         try:
-            record = integrity.verify_sealed_folder(folder)
+            record = integrity.read_seal(folder)
+            integrity.verify_names(folder, record["files"])
         except integrity.Damaged as error:
             damaged.append(f"{folder}: {error}")
             continue
         if record["step"] == step:
-            return ResumePoint(folder, damaged)
-        damaged.append(f"{folder}: holds step {record['step']}")
-    return ResumePoint(None, damaged)
+            candidates.append((folder, record))
+        else:
+            damaged.append(f"{folder}: holds step {record['step']}")
+    return candidates, damaged
 
 
-def _list_checkpoints(home: Path) -> list[Path]:
-    """Returns the folders of complete checkpoints, in no order."""
-    return [path for path in home.glob("checkpoint-*") if path.is_dir()]
+def _find_damage(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """Returns what is wrong with a checkpoint's files, None if nothing is. Each process verifies its share of them."""
+    shares = share_out(record["files"], record.get("sizes", {}), get_world_size())
+    try:
+        for name, digest in shares[get_rank()].items():
+            wait_until_visible(folder / name)
+            integrity.verify_digests(folder, {name: digest})
+        damage = None
+    except FileNotFoundError:
+        damage = f"{name} is missing"
+    except integrity.Damaged as error:
+        damage = str(error)
+    return next((one for one in gather_objects(damage) if one is not None), None)
 
 
-def parse_checkpoint_step(folder: Path) -> int | None:
-    """Parses the training step from the name of a checkpoint folder.
-
-    Returns None if it has none.
-    """
-    digits = folder.name.removeprefix("checkpoint-")
-    return int(digits) if digits.isdecimal() else None
+def share_out(digests: Mapping[str, str], sizes: Mapping[str, int], n_processes: int) -> list[dict[str, str]]:
+    """Divides the files of a checkpoint among processes, so that all have about as many bytes to verify."""
+    shares: list[dict[str, str]] = [{} for _ in range(n_processes)]
+    loads = [0] * n_processes
+    for name in sorted(digests, key=lambda name: (-sizes.get(name, 0), name)):
+        rank = loads.index(min(loads))
+        shares[rank][name] = digests[name]
+        loads[rank] += sizes.get(name, 0) + 1
+    return shares

@@ -4,10 +4,22 @@ Ranks are read from the environment, as torchrun and the warm server set them, s
 """
 
 import os
+import time
+from contextlib import suppress
 from datetime import timedelta
+from errno import ENOENT
+from pathlib import Path
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+
+# How long a process waits for the others. Of two processes one may draw for hours longer than the other, which the
+# default of 30 minutes takes for a death, with NCCL too. A death is noticed otherwise: the run watches the processes on
+# this machine, and the nodes' connections. A collective that can never end would thus hang: progress.json says where.
+TIMEOUT = timedelta(days=7)
+
+# NFS clients keep what they know of a folder for 30 to 60 s (acdirmin, acdirmax of nfs(5)); twice that.
+VISIBLE_WITHIN_S = 120.0
 
 
 def get_rank() -> int:
@@ -21,6 +33,11 @@ def get_rank() -> int:
 def get_local_rank() -> int:
     """Returns the rank of this process among the stage's processes on the same machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def get_local_world_size() -> int:
+    """Returns the number of the stage's processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", get_world_size()))
 
 
 def get_world_size() -> int:
@@ -47,8 +64,7 @@ def connect_on_cpu() -> None:
     if get_world_size() > 1 and not is_connected():
         import torch.distributed
 
-        # The default of 30 minutes would end a stage in which one process has more to do than another.
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.init_process_group("gloo", timeout=TIMEOUT)
 
 
 def wait_for_all() -> None:
@@ -84,6 +100,20 @@ def gather_objects(value: Value) -> list[Value]:
     return values
 
 
+def wait_until_visible(path: Path) -> None:
+    """Waits until a file that another process has written is seen here. A network file system may take half a minute.
+
+    Raises FileNotFoundError where it does not come.
+    """
+    deadline = time.monotonic() + (VISIBLE_WITHIN_S if get_world_size() > get_local_world_size() else 0.0)
+    while not path.exists():
+        if time.monotonic() >= deadline:
+            raise FileNotFoundError(ENOENT, f"has not appeared in {VISIBLE_WITHIN_S:g} s", str(path))
+        with suppress(OSError):
+            os.listdir(path.parent)  # which makes some clients look again
+        time.sleep(0.1)
+
+
 def sum_over_processes(values: Any) -> None:
     """Sums a tensor over all processes, in place."""
     if is_connected():
@@ -105,3 +135,11 @@ def is_true_in_any_process(flag: bool) -> bool:
     flags = torch.tensor(int(flag), device=device)
     torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
     return bool(flags)
+
+
+def read_shard_names(folder: Path) -> list[str]:
+    """Returns the names of the files that a distributed checkpoint of torch's lies in, of its own record of them."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    stored = FileSystemReader(folder).read_metadata().storage_data or {}
+    return sorted({info.relative_path for info in stored.values()})

@@ -19,6 +19,7 @@ from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 from qwen_align.align.training.activation_offloading import offload_activations
 from qwen_align.align.training.step_guard import run_guarded
+from qwen_align.align.training.strategies import read_strategy, require_strategy
 
 CONFIG = "config.json"
 FP32 = torch.float32
@@ -42,12 +43,11 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     """
     trainer.context = context
     require_fp32_masters(trainer.model)
-    n_asked, n_actual = context.runtime.processes, trainer.accelerator.num_processes
-    if n_asked != n_actual:
-        raise StageError(f"runtime asks for {n_asked} processes, but training would run in {n_actual}")
-    resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints")
+    require_strategy(trainer, context.runtime)
+    resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints", read_strategy(trainer.accelerator))
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)
+    trainer.resumed_from = resume_point.saved_by
     if resume_point.folder:
         trainer.load_extra_state(resume_point.folder)
     checkpoint = str(resume_point.folder) if resume_point.folder else None
@@ -72,7 +72,7 @@ def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path
     """Saves the trained model for the next stage, as a full model or as an adapter."""
     folder = out / ("adapter" if settings.lora else "model")
     with context.work_on("save"):
-        trainer.save_model(str(folder))
+        trainer.save_trained_model(folder)
     if context.is_main:
         (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing of the model
         if settings.lora:
@@ -82,8 +82,10 @@ def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path
         else:
             loading.copy_tokenizer_files(loading.fetch_base_folder(locate_model_files(source)), folder)
             loading.add_end_of_turn_stop(folder)
-            if settings.save_weights == "bf16":
-                write_json(folder / CONFIG, read_json(folder / CONFIG) | {"dtype": "bfloat16"})
+            dtype = "bfloat16" if settings.save_weights == "bf16" else "float32"
+            config = read_json(folder / CONFIG)
+            if config["dtype"] != dtype:  # it is that of the weights that were computed with
+                write_json(folder / CONFIG, config | {"dtype": dtype})
             asked = find_handed_on_precision(settings, loading.find_precision(source))
             is_said = asked == settings.save_weights
             write_json(out / MODEL, {"model": "model"} | ({} if is_said else {"precision": asked}))

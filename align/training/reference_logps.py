@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from qwen_align.align.training.distributed import is_main_process, wait_for_all
+from qwen_align.align.training.distributed import is_main_process, is_true_in_any_process
 
 FILE = "reference_logps.safetensors"  # beside the checkpoints, which a stage loses when it is finished
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")  # what TRL calls them
@@ -30,8 +30,7 @@ def add_reference_logps(trainer: Any, dataset: Any, batch_size: int, score: Call
     path = Path(str(trainer.args.output_dir)) / FILE
     digest = compute_digest(dataset)
     logps = _read_stored(path, digest)
-    wait_for_all()
-    if logps is None:
+    if is_true_in_any_process(logps is None) or logps is None:  # another node may not see the file yet
         logps = _score_all(trainer, dataset, batch_size, score)
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)

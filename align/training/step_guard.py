@@ -89,8 +89,8 @@ def _keep_last_step(trainer: Any, guard: StepGuard, *, resumed_from: int) -> str
     older = f"the checkpoint of step {saved:,}" if saved else "the beginning"
     if step == saved:
         return f"`run` goes on from {older}"
-    if get_world_size() > 1 or trainer.is_deepspeed_enabled:
-        return f"Of several processes, and with DeepSpeed, none saves alone: `run` goes on from {older}"
+    if get_world_size() > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        return f"Of several processes, and with DeepSpeed or FSDP, none saves alone: `run` goes on from {older}"
     if guard.is_updating:
         return f"It was writing the weights, which are no step's now: `run` goes on from {older}"
     trainer.model.zero_grad(set_to_none=True)

@@ -20,8 +20,9 @@ from qwen_align.align.settings.runtime import Runtime, split_among_processes, sp
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.training import Optimizer
-from qwen_align.align.training.distributed import get_world_size
+from qwen_align.align.training.distributed import TIMEOUT, get_world_size
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
+from qwen_align.align.training.strategies import build_strategy_arguments
 
 # Our names of the schedules, each of which follows the warm-up. transformers' own "constant" ignores `warmup_steps`.
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -147,8 +148,9 @@ def _build_common_arguments(
         "save_steps": runtime.checkpoint_every,
         "save_strategy": "steps",
         "gradient_checkpointing": runtime.gradient_checkpointing is True,
-        "deepspeed": runtime.deepspeed,
+        **build_strategy_arguments(runtime, in_bf16=settings.precision == "bf16"),
         "ddp_backend": "gloo" if on_cpu and get_world_size() > 1 else None,
+        "ddp_timeout": int(TIMEOUT.total_seconds()),
         "ddp_broadcast_buffers": False,  # rotary tables, which are alike in all processes
         "report_to": "none",
         "disable_tqdm": True,

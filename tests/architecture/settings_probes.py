@@ -270,7 +270,8 @@ class World:
                 device = str(choose_device(stage.runtime))
             except ValueError as error:
                 device = str(error)
-        return line[1:], launcher.uses_warm_server(stage), machine_check.count_processes(stage), device  # type: ignore[arg-type]
+        counts = machine_check.count_processes(stage), machine_check.count_nodes(stage)  # type: ignore[arg-type]
+        return line[1:], launcher.uses_warm_server(stage), counts, device  # type: ignore[arg-type]
 
     def engine_limits(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side, and what of cache and prompts it holds."""

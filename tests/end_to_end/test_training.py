@@ -30,8 +30,8 @@ def test_second_run_does_nothing_in_two_seconds(trained: Path) -> None:
     assert said.count("stored") == len(list((trained / "runs" / "trained" / "stages").iterdir()))
     assert "started" not in said
     assert outputs(trained) == before
-    assert {path: path.stat().st_mtime_ns for path in trained.glob("store/*/*") if path.name != "lock"} == {
-        path: when for path, when in times.items() if path.name != "lock"
+    assert {path: path.stat().st_mtime_ns for path in trained.glob("store/*/*") if path.name != "lease"} == {
+        path: when for path, when in times.items() if path.name != "lease"
     }
 
 

@@ -238,7 +238,7 @@ def made(home: Path) -> dict[str, str]:
                 measured = ("time/", "speed/", "memory/")
                 kept = [{key: value for key, value in line.items() if not key.startswith(measured)} for line in lines]
                 found[f"{folder.name}/{name}"] = json.dumps(kept, sort_keys=True)
-        known = {"manifest.json", "stage.json", "log.txt", "lock", "metrics.jsonl", "notes.jsonl"}
+        known = {"manifest.json", "stage.json", "log.txt", "lease", "metrics.jsonl", "notes.jsonl"}
         tops = {Path(name).parts[0] for name in said["outputs"]}
         left = {path.name for path in folder.iterdir()} - known - tops
         found[f"{folder.name}/left over"] = ", ".join(sorted(left))

@@ -238,7 +238,7 @@ def test_a_build_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_two_builds_do_not_share_a_folder(tmp_path: Path, cli: Callable[..., Any]) -> None:
     (tmp_path / "spec.yaml").write_text("builder: {kind: arithmetic, rows: problem, n: 5, steps: [1]}\n")
-    with build._hold_unfinished_folder(tmp_path / "data") as unfinished:
+    with build._hold_unfinished_folder(tmp_path / "data", print) as (unfinished, _):
         (unfinished / "rows.jsonl").write_text("of the first")
         said = cli("build", tmp_path / "spec.yaml", "--out", tmp_path / "data")
         assert (said.code, "another build is writing it" in said.err) == (2, True)
@@ -263,7 +263,7 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: int) -> No
     process = subprocess.Popen(
         line, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
     )
-    while not (tmp_path / ".data.unfinished" / ".rows.jsonl").exists():
+    while not list(tmp_path.glob(".data.unfinished/*/.rows.jsonl")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)

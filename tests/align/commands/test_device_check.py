@@ -68,10 +68,20 @@ def test_what_does_not_fit_gets_settings_with_which_it_does(cli: Callable[..., A
 
 
 def test_full_training_of_a_large_model_is_told_what_is_in_the_way(cli: Callable[..., Any]) -> None:
+    said = cli("check", LORA_RECIPE, "--set", "stages.sft.lora=null", "--gpu", "80GB")
+    assert "no runtime fits: optimiser alone: 61.0; train adapters instead (lora)" in said.out
+
+
+def test_full_training_of_a_large_model_is_divided_among_cards(cli: Callable[..., Any]) -> None:
     said = cli("check", LORA_RECIPE, "--set", "stages.sft.lora=null", "--gpus", "8x80GB")
     assert "memory of 8 GPUs of 80 GB = 74.5 GiB each" in said.out
-    assert "no runtime fits: optimiser alone: 61.0; train adapters instead (lora)" in said.out
-    assert "each GPU holds a whole replica" in said.out
+    assert "change runtime.strategy first; with this it fits" in said.out
+    assert "strategy: zero2}" in said.out
+    assert "with strategy ddp each GPU holds a whole replica" in said.out
+    said = cli(
+        "check", LORA_RECIPE, "--set", "stages.sft.lora=null", "--set", "runtime.strategy=zero2", "--gpus", "8x80GB"
+    )
+    assert re.search(r"^sft \(.*: fits: ", said.out, flags=re.MULTILINE)
 
 
 def test_quantised_bases_are_proposed_where_no_runtime_is_enough(cli: Callable[..., Any]) -> None:

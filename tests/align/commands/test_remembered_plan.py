@@ -16,7 +16,7 @@ from qwen_align.align.pipeline.plan import plan
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.stages import build_data
 from qwen_align.align.store.files import write_json
-from qwen_align.align.store.run_folders import hold_runs_lock
+from qwen_align.align.store.run_folders import hold_runs_lease
 from qwen_align.align.store.stage_folder import StageFolder
 
 DATA: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_a_run_that_goes_on_is_listed_as_running(cli: Callable[..., Any], tmp_pa
     (stage,) = plan(recipe, tmp_path).stages
     (stage.folder.path / "manifest.json").unlink()
     assert "0/1 stages, stopped" in cli("runs").out
-    with StageFolder(stage.folder.path).hold_lock(), hold_runs_lock(tmp_path):
+    with StageFolder(stage.folder.path).hold_lease(), hold_runs_lease(tmp_path):
         assert "0/1 stages, running" in cli("runs").out
     record = tmp_path / "runs" / "trial" / "run.json"
     record.write_text(record.read_text().replace('"exit_code": 0', '"exit_code": 4'))

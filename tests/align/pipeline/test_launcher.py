@@ -28,8 +28,8 @@ def ended(
     """What the launcher makes of a process with this exit code and report, which was or was not asked to stop."""
 
     def of(code: int, report: dict[str, object] | None, is_asked: bool) -> StageExit:
-        def run(line: list[str], log: Path, asked: StopSignal) -> int:
-            asked.stop_stage_once(lambda: None)
+        def run(line: list[str], log: Path, asked: StopSignal, *_: object) -> int:
+            asked.pass_on(lambda number: None)
             if report is not None:
                 Path(line[-1]).write_text(json.dumps(report))
             return code
@@ -57,7 +57,8 @@ def test_torchrun_stopping_the_others_when_one_has_died_is_a_failure(ended: Call
 
 
 def test_torchruns_own_code_says_less_than_the_stages(ended: Callable[..., StageExit]) -> None:
-    assert ended(1, {"code": 3, "message": "no rows"}, False) == StageExit(3, "no rows")
+    assert ended(1, {"code": 3, "message": "no rows", "is_ours": True}, False) == StageExit(3, "no rows")
+    assert ended(1, {"code": 4, "message": "peer closed"}, False) == StageExit(4, "peer closed", "follows")
 
 
 @pytest.mark.parametrize("report", [None, {"code": 4, "message": "Connection closed by peer"}])
@@ -97,13 +98,34 @@ def test_the_process_that_ran_out_of_memory_is_heard_not_the_first(
     """The first process only says that the connection was lost."""
     run = launcher._read_report
 
-    def read(report: Path) -> dict[str, object] | None:
+    def read(report: Path, **told: bool) -> dict[str, object] | None:
         lack = {"code": 4, "message": "out of memory", "out_of_memory": True}
         report.with_suffix(".1.json").write_text(json.dumps(lack))
-        return run(report)
+        return run(report, **told)
 
     monkeypatch.setattr(launcher, "_read_report", read)
-    assert ended(1, {"code": 4, "message": "Connection closed by peer"}, False) == StageExit(4, "out of memory")
+    assert ended(1, {"code": 4, "message": "Connection closed by peer"}, False) == StageExit(
+        4, "out of memory", "memory"
+    )
+
+
+def test_an_error_of_our_own_in_any_process_says_more_than_a_lost_connection_in_the_first(tmp_path: Path) -> None:
+    report, other = tmp_path / "report.json", tmp_path / "report.3.json"
+
+    def read(first: dict[str, object], third: dict[str, object], **told: bool) -> object:
+        report.write_text(json.dumps(first))
+        other.write_text(json.dumps(third))
+        return (launcher._read_report(report, **told) or {})["message"]
+
+    lost, saved = {"code": 4, "message": "peer closed"}, {"code": 75, "message": "saved"}
+    own = {"code": 2, "message": "no such GPU", "is_ours": True}
+    assert read(lost, own) == read(saved, own) == read(own, lost) == "no such GPU"
+    assert read(lost, saved) == "peer closed"
+    assert read(lost, saved, is_stopped=True) == "saved"
+    assert read(lost, own, is_stopped=True) == "no such GPU"
+    assert read(saved, lost) == "saved"
+    report.unlink()
+    assert launcher._read_report(report) == lost, "another node has no report of the main process"
 
 
 def test_a_process_is_not_left_behind_by_an_exception(tmp_path: Path) -> None:

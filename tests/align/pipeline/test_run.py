@@ -103,7 +103,7 @@ def test_a_stages_folder_says_what_it_is_and_what_it_made(done: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
         "dropped.jsonl",
-        "lock",
+        "lease",
         "log.txt",
         "manifest.json",
         "rows.jsonl",
@@ -218,7 +218,7 @@ def test_a_stage_that_another_process_works_on_is_left_to_it(folder: Path, cli: 
     (stage_folder(folder, "pairs") / "manifest.json").unlink()
     hold = (
         "import sys, pathlib; from qwen_align.align.store.stage_folder import StageFolder\n"
-        "with StageFolder(pathlib.Path(sys.argv[1])).hold_lock(): print('held', flush=True); sys.stdin.read()"
+        "with StageFolder(pathlib.Path(sys.argv[1])).hold_lease(): print('held', flush=True); sys.stdin.read()"
     )
     line = [sys.executable, "-c", hold, str(stage_folder(folder, "pairs"))]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

@@ -38,7 +38,7 @@ def test_it_forks_from_one_thread_and_ends_with_its_input(server: "subprocess.Po
     assert len(list(Path(f"/proc/{server.pid}/task").iterdir())) == 1
     # A folder without stage.json: the fork says so and the server lives on.
     report, log = tmp_path / "report.json", tmp_path / "log.txt"
-    request = {"folder": str(tmp_path), "report": str(report), "log": str(log), "processes": 1}
+    request = {"folder": str(tmp_path), "report": str(report), "log": str(log), "processes": 1, "is_group": False}
     for _ in range(2):
         print(json.dumps(request), file=server.stdin, flush=True)
         assert len(json.loads(server.stdout.readline())["pids"]) == 1
@@ -84,7 +84,8 @@ def run_stage(folder, report, **_):
     return 0
 worker.run_stage = run_stage
 torch.set_num_threads(2)
-pids = warm_server.fork_stage({"processes": 2, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}, 0.0)
+request = {"processes": 2, "is_group": True, "folder": "", "report": sys.argv[1], "log": sys.argv[1] + ".log"}
+pids = warm_server.fork_stage(request, 0.0)
 assert warm_server.wait_for_processes(pids) == 0
 assert eval(open(sys.argv[1]).read()) == [(pid, 1) for pid in pids]
 """

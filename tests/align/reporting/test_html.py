@@ -182,7 +182,7 @@ def test_a_stage_that_runs_has_its_curves_so_far(plan: Callable[..., Plan]) -> N
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "los')  # it is being written
     lines_of(folder / "notes.jsonl", [{"step": 3, "what": "entropy", "message": "fell"}])
-    with StageFolder(folder).hold_lock():
+    with StageFolder(folder).hold_lease():
         write_report(planned)
     page = (planned.run_folder / "report.html").read_text(encoding="utf-8")
     read(page)

@@ -199,6 +199,30 @@ def test_stopped_and_resumed_goes_on_with_what_it_had_learnt_of_the_run(
         assert whole[0][name] != whole[1][name]
 
 
+@pytest.mark.slow(seconds=8)
+def test_two_processes_die_while_they_save_and_another_number_goes_on(
+    tiny_model: Path, tmp_path: Path, starter: Starter
+) -> None:
+    settings = {**GRPO, "kl": {"coefficient": 0.05, "reference_sync_steps": 1}}
+    for name in ("whole", "1", "3"):
+        prepare(tmp_path / name, tiny_model, settings, processes=2)
+    assert starter.start(tmp_path / "whole") == 0
+    whole = lines(tmp_path / "whole", "metrics.jsonl")
+    for n_processes in (1, 3):
+        folder = tmp_path / str(n_processes)
+        assert starter.start(folder, "half a checkpoint", "2") == 9
+        checkpoints = folder / "out" / "checkpoints"
+        assert (checkpoints / "checkpoint-1" / "rng_state_1.pth").exists()
+        assert (checkpoints / "partial" / "checkpoint-2" / "rng_state_1.pth").exists()
+        prepare(folder, tiny_model, settings, processes=n_processes)
+        assert starter.start(folder) == 0
+        resumed = lines(folder, "metrics.jsonl")
+        assert without_times(resumed[:1]) == without_times(whole[:1])
+        for left, right in zip(resumed, whole, strict=True):
+            for name in ("step", "loss", "grad_norm", "kl"):
+                assert left[name] == pytest.approx(right[name], rel=1e-5, abs=1e-7), (n_processes, name)
+
+
 def digest(folder: Path) -> str:
     return hashlib.sha256((folder / "out" / "model" / "model.safetensors").read_bytes()).hexdigest()
 

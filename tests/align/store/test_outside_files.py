@@ -12,7 +12,7 @@ import pytest
 from qwen_align.align.commands.progress import RunProgress
 from qwen_align.align.pipeline import worker
 from qwen_align.align.pipeline.plan import plan as make_plan
-from qwen_align.align.pipeline.run import build_stage_job
+from qwen_align.align.pipeline.stage_job import build_stage_job
 from qwen_align.align.stages.registry import import_function
 from qwen_align.align.store import outside_files
 from qwen_align.align.store.files import write_json
@@ -190,4 +190,4 @@ def test_a_reward_edited_while_it_judges_stops_the_stage(
     assert said.code == 4
     assert f"stage 'rollout': {tmp_path / 'judge.py'}: has changed since the run began" in said.err
     assert not list(tmp_path.glob("store/rollout-*/manifest.json"))
-    assert [path.name for path in tmp_path.glob("store/rollout-*/*")] == ["lock"]
+    assert [path.name for path in tmp_path.glob("store/rollout-*/*")] == ["lease"]

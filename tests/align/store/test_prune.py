@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.store import run_links
+from qwen_align.align.store import lease, run_links
 from qwen_align.align.store.prune import prune_store
-from qwen_align.align.store.run_folders import hold_runs_lock
+from qwen_align.align.store.run_folders import hold_runs_lease
 from qwen_align.align.store.run_links import hold_run_links
 from qwen_align.align.store.stage_folder import StageFolder
 
@@ -52,6 +52,12 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that shows at once what is written, so that the files of thousands of leases go at once."""
+    monkeypatch.setattr(lease, "VISIBILITY_S", 0.0)
+
+
 def stored(home: Path) -> list[str]:
     return sorted(path.name.partition("-")[0] for path in (home / "store").iterdir() if path.name != "lock")
 
@@ -78,7 +84,7 @@ def test_a_dry_run_deletes_nothing(home: Path) -> None:
 
 
 def test_a_stage_at_work_is_left_alone(home: Path) -> None:
-    with StageFolder(home / "store" / f"dpo-{DIGITS}").hold_lock():
+    with StageFolder(home / "store" / f"dpo-{DIGITS}").hold_lease():
         assert prune(home) == ["build_data"]
     assert stored(home) == ["digests.json", "dpo", "sft"]
 
@@ -220,21 +226,21 @@ def test_links_are_renewed_without_a_moment_in_which_they_are_gone(home: Path, m
 
 
 @pytest.mark.slow(seconds=4)
-def test_prune_among_runs_never_deletes_what_a_run_folder_names(tmp_path: Path) -> None:
-    """1,000 steps drawn at random: runs begin, make stages, end and are deleted, are killed half-way; prunes between.
+def test_prune_among_runs_never_deletes_what_a_run_folder_names(tmp_path: Path, one_machine: None) -> None:
+    """400 steps drawn at random: runs begin, make stages, end and are deleted, are killed half-way; prunes between.
 
     Independent of the product: what must stay is read off the links with `os.readlink`.
     """
     rng = random.Random(0)
     at_work: list[ExitStack] = []
     pruned = 0
-    for _ in range(1000):
+    for _ in range(400):
         action = rng.choice(["run", "run", "end", "make", "make", "prune", "kill"])
         if action in ("run", "kill"):
             names = rng.sample(range(24), 3)
             targets = {f"s{n}": tmp_path / "store" / f"sft-{n:016x}" for n in names}
             held = ExitStack()
-            with hold_runs_lock(tmp_path):
+            with hold_runs_lease(tmp_path):
                 run = tmp_path / "runs" / rng.choice("abc")
                 held.enter_context(hold_run_links(run, targets))
             if action == "kill" and rng.random() < 0.5:
@@ -262,26 +268,26 @@ def test_prune_among_runs_never_deletes_what_a_run_folder_names(tmp_path: Path) 
                 assert {path.name for path in tmp_path.glob("store/sft-*")} == there & named
     for held in at_work:
         held.close()
-    assert pruned > 50
+    assert pruned > 20
 
 
 @pytest.mark.slow(seconds=4)
-def test_a_thousand_runs_at_once_with_prunes_lose_no_stage_they_link_to(tmp_path: Path) -> None:
+def test_four_hundred_runs_at_once_with_prunes_lose_no_stage_they_link_to(tmp_path: Path, one_machine: None) -> None:
     """Three runs at a time relink, make what is missing and look again at the end, while a fourth thread prunes."""
     (tmp_path / "store").mkdir()
     is_over = threading.Event()
 
     def begin_and_end_runs(number: int) -> int:
         rng, n_made = random.Random(number), 0
-        for _ in range(334):
+        for _ in range(134):
             folders = [tmp_path / "store" / f"sft-{n:016x}" for n in rng.sample(range(8), 3)]
             with ExitStack() as held:
-                with hold_runs_lock(tmp_path):
+                with hold_runs_lease(tmp_path):
                     run = tmp_path / "runs" / rng.choice("ab")
                     held.enter_context(hold_run_links(run, {folder.name: folder for folder in folders}))
                 for folder in folders:
                     if not (folder / "lock").exists():
-                        with StageFolder(folder).hold_lock() if rng.random() < 0.5 else ExitStack():
+                        with StageFolder(folder).hold_lease() if rng.random() < 0.5 else ExitStack():
                             folder.mkdir(exist_ok=True)
                             (folder / "lock").touch()
                         n_made += 1

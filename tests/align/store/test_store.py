@@ -21,7 +21,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from qwen_align.align.store.stage_folder import StageFolder
-with StageFolder(Path(sys.argv[1])).hold_lock():
+with StageFolder(Path(sys.argv[1])).hold_lease():
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -97,14 +97,14 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_a_folder_is_complete_with_its_manifest_alone(tmp_path: Path) -> None:
     folder = Store(tmp_path).get_folder("sft", "0123456789abcdef0123")
     assert folder.path == tmp_path / "sft-0123456789abcdef"
-    with folder.hold_lock():
+    with folder.hold_lease():
         (folder.path / "model").mkdir()
         (folder.path / "model" / "weights").write_text("w")
         assert not folder.is_complete
         write_json(folder.path / "manifest.json", {"summary": {}})
         assert folder.is_complete
         folder.delete_contents()
-    assert [entry.name for entry in folder.path.iterdir()] == ["lock"]
+    assert [entry.name for entry in folder.path.iterdir()] == ["lease"]
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def holder(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
 def test_a_second_process_is_refused_until_the_first_is_gone(holder: "subprocess.Popen[str]", tmp_path: Path) -> None:
     folder = StageFolder(tmp_path / "stage")
     said = f"process {holder.pid} is working on this stage; wait for it, or stop it"
-    with pytest.raises(StageError, match=said), folder.hold_lock():
+    with pytest.raises(StageError, match=said), folder.hold_lease():
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with folder.hold_lock():
+    with folder.hold_lease():
         assert (tmp_path / "stage" / "lock").read_text() == str(os.getpid())

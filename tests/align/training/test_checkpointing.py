@@ -1,6 +1,5 @@
 """`gradient_checkpointing: auto` is decided by the estimate and the memory of the stage's device."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from qwen_align.align.training import checkpointing
 
 COMMON: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "learning_rate": 1e-5}
 SFT = Sft(kind="sft", max_tokens=2048, batch=8, epochs=1, lora={"rank": 8, "alpha": 8}, **COMMON)
-MODEL: Any = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: build_qwen3_config("0.6B")))
+MODEL = build_qwen3_config("0.6B")
 
 
 def decide(settings: Any, runtime: Runtime) -> Any:

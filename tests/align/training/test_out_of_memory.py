@@ -438,9 +438,8 @@ def fail(self, loss, **settings):
 accelerate.Accelerator.backward = fail
 began = time.monotonic()
 folder = sys.argv[1]
-pids = warm_server.fork_stage(
-    {"folder": folder, "report": f"{folder}/report.json", "log": f"{folder}/log.txt", "processes": 2}, 0.0
-)
+files = {"folder": folder, "report": f"{folder}/report.json", "log": f"{folder}/log.txt"}
+pids = warm_server.fork_stage({**files, "processes": 2, "is_group": True}, 0.0)
 print(json.dumps([warm_server.wait_for_processes(pids), time.monotonic() - began]))
 """
 
