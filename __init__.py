@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from qwen_align.align.hub_kernels import forbid_hub_kernels
+
 if TYPE_CHECKING:
     from qwen_align.align.api.evaluate import evaluate
     from qwen_align.align.api.load_model import load_model
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Recipe", "evaluate", "load_model", "plan", "run"]
 
+forbid_hub_kernels()
 _MODULES = {"Recipe": "recipe", "evaluate": "evaluate", "load_model": "load_model", "plan": "run", "run": "run"}
 
 

@@ -13,22 +13,30 @@ _BYTES_PER_LOGIT = 3 * 4 + 8
 class Drawing(NamedTuple):
     """What is drawn at once: completions side by side, columns of cache of each, prompt tokens read in one pass.
 
+    prompt_columns: of the columns of a completion, those of its prompt.
+
     weight_bytes: of a weight as it is drawn with.
     """
 
     rows: int
     columns: int
+    prompt_columns: int
     prefill_tokens: int
     weight_bytes: int
 
 
 class DrawingMemory(NamedTuple):
-    """Bytes of drawing. one_row, all_rows: keys and values of one completion and of all. step: of a forward pass."""
+    """Bytes of drawing.
+
+    one_row, all_rows: keys and values of one completion and of all, with their prompts. prompts: of all prompts alone.
+    reading, sampling: beside them, of a forward pass over prompts and of a step over all rows.
+    """
 
     one_row: float
     all_rows: float
-    activations: float
-    logits: float
+    prompts: float
+    reading: float
+    sampling: float
 
 
 def count_cache_bytes(shape: ModelShape, weight_bytes: int) -> int:
@@ -37,14 +45,14 @@ def count_cache_bytes(shape: ModelShape, weight_bytes: int) -> int:
 
 
 def measure_drawing(shape: ModelShape, drawing: Drawing) -> DrawingMemory:
-    """Returns what drawing needs beside the weights; a step reads prompts or samples, whichever takes more."""
+    """Returns what drawing needs beside the weights."""
     of_token = count_cache_bytes(shape, drawing.weight_bytes)
     one_row = float(of_token * drawing.columns)
     numerics = LayerNumerics(stored=drawing.weight_bytes, autocast=False)
     tape = write_layer_tape(shape.layer, numerics, drawing.prefill_tokens)
     width = float(shape.layer.hidden * drawing.weight_bytes * drawing.prefill_tokens)
     # Keys and values of the prompts of a pass are there beside the cache that they are copied to.
-    prefill = width + tape.find_forward_peak(keeps_saved=False) + of_token * drawing.prefill_tokens
+    reading = width + tape.find_forward_peak(keeps_saved=False) + of_token * drawing.prefill_tokens
     sampling = float(drawing.rows * shape.vocabulary * (_BYTES_PER_LOGIT + drawing.weight_bytes))
-    is_prefill = prefill >= sampling
-    return DrawingMemory(one_row, one_row * drawing.rows, prefill * is_prefill, sampling * (not is_prefill))
+    prompts = float(of_token * drawing.prompt_columns * drawing.rows)
+    return DrawingMemory(one_row, one_row * drawing.rows, prompts, reading, sampling)

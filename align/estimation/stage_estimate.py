@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, Literal, NamedTuple
 
-from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_overhead
+from qwen_align.align.estimation.device import TIGHT_SHARE, Device, measure_gpu_overhead, measure_host_overhead
 from qwen_align.align.estimation.model_shape import ModelShape, read_model_shape
 from qwen_align.align.estimation.numerics import TrainedModel, computes_in_bf16, count_optimizer_bytes, hold_model
 from qwen_align.align.estimation.sampling_memory import Drawing, measure_drawing
@@ -132,6 +132,13 @@ class Loading(NamedTuple):
 
     is_on_gpu: bool
     merges_adapters: bool = False
+
+
+class Place(NamedTuple):
+    """What a stage's overhead depends on: the kind of device, and whether it trains."""
+
+    is_on_gpu: bool
+    trains: bool
 
 
 class _Training:
@@ -334,22 +341,24 @@ class _Training:
             weight_bytes,
             self._divide("draw", parts),
             self.device,
-            is_on_gpu=self.is_on_gpu,
+            Place(self.is_on_gpu, trains=True),
         )
 
     def _build_phase(self, name: str, moment: Moment) -> Phase:
         divided = self._divide(name, moment.parts)
-        return _add_overhead(name, moment._replace(parts=divided), is_on_gpu=self.is_on_gpu)
+        return _add_overhead(name, moment._replace(parts=divided), self.shape, Place(self.is_on_gpu, trains=True))
 
     def _divide(self, phase: str, parts: Parts) -> Parts:
         """Returns what each process holds of the parts of a phase."""
-        return Spread(self.runtime, self.model, self.runtime.processes).divide(phase, parts)
+        return Spread(self.runtime, self.model, self.runtime.world_size).divide(phase, parts)
 
 
-def _add_overhead(name: str, moment: Moment, *, is_on_gpu: bool) -> Phase:
+def _add_overhead(name: str, moment: Moment, shape: ModelShape, place: Place) -> Phase:
     """Returns a moment as a phase, with the device's overhead as another part and without empty ones."""
     parts = {part: n_bytes for part, n_bytes in moment.parts.items() if n_bytes}
-    return Phase(name, moment.name, {**parts, "overhead": measure_overhead(sum(parts.values()), is_on_gpu=is_on_gpu)})
+    on_host = measure_host_overhead(shape.vocabulary, trains=place.trains)
+    overhead = measure_gpu_overhead(sum(parts.values())) if place.is_on_gpu else on_host
+    return Phase(name, moment.name, {**parts, "overhead": overhead})
 
 
 def _measure_drawing(
@@ -360,8 +369,7 @@ def _measure_drawing(
     weight_bytes: int,
     parts: Parts,
     device: Device | None,
-    *,
-    is_on_gpu: bool,
+    place: Place,
 ) -> tuple[Phase, int]:
     """Returns the phase in which the local engine draws, and how many completions have their keys and values at once.
 
@@ -371,17 +379,24 @@ def _measure_drawing(
     if rows.per_step:
         side_by_side = min(side_by_side, max(1, rows.per_step // runtime.world_size))
     columns = prompt_tokens + rows.max_tokens - 1
-    prefill = max(prompt_tokens, min(runtime.prefill_tokens, side_by_side * prompt_tokens))
-    drawn = measure_drawing(shape, Drawing(side_by_side, columns, prefill, weight_bytes))
+    n_prompts = ceil(side_by_side / rows.completions_per_prompt)  # each is read once
+    prefill = max(prompt_tokens, min(runtime.prefill_tokens, n_prompts * prompt_tokens))
+    drawn = measure_drawing(shape, Drawing(side_by_side, columns, prompt_tokens, prefill, weight_bytes))
     held = drawn.all_rows
     if runtime.kv_cache_gib is not None:
         held = min(held, max(drawn.one_row, runtime.kv_cache_gib * 2**30))
     elif device is not None:
-        others = sum(parts.values()) + drawn.activations + drawn.logits
+        others = sum(parts.values()) + max(drawn.reading, drawn.sampling)
         held = min(held, max(drawn.one_row, device.comfortable_bytes - others))
-    parts = {**parts, "keys and values": held, "activations": drawn.activations, "logits": drawn.logits}
-    moment = Moment("reading prompts" if drawn.activations else "sampling", parts)
-    return _add_overhead("draw", moment, is_on_gpu=is_on_gpu), max(1, int(held / drawn.one_row))
+    # On a CPU columns of the cache take memory when they are first written, those of completions after the prompts.
+    read = held if place.is_on_gpu else min(held, drawn.prompts)
+    moments = (
+        Moment("reading prompts", {**parts, "keys and values": read, "activations": drawn.reading}),
+        Moment("sampling", {**parts, "keys and values": held, "logits": drawn.sampling}),
+    )
+    worst = max(moments, key=lambda moment: moment.total)
+    phase = _add_overhead("draw", worst, shape, place)
+    return phase, max(1, int(held / drawn.one_row))
 
 
 def _estimate_sampling(
@@ -394,10 +409,11 @@ def _estimate_sampling(
     is_mapped = not load.is_on_gpu and weight_bytes == shape.stored_bytes
     n_held = (shape.linear if load.merges_adapters else 0) if is_mapped else shape.n_parameters
     weights = {"weights": float(weight_bytes * n_held)}
+    place = Place(load.is_on_gpu, trains=False)
     drawn, at_once = _measure_drawing(
-        workload.rows, prompt_tokens, shape, runtime, weight_bytes, weights, device, is_on_gpu=load.is_on_gpu
+        workload.rows, prompt_tokens, shape, runtime, weight_bytes, weights, device, place
     )
-    loaded = _add_overhead("load", Moment("weights", dict(weights)), is_on_gpu=load.is_on_gpu)
+    loaded = _add_overhead("load", Moment("weights", dict(weights)), shape, place)
     return StageEstimate(workload, [loaded, drawn], shape, None, None, None, None, at_once, _list_notes(workload))
 
 

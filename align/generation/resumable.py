@@ -4,10 +4,10 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
@@ -80,29 +80,27 @@ def sample_completions(
     connect_on_cpu()
     # The main process says it, as another node may not see yet what parts there are.
     size = broadcast_from_main(_choose_part_size(parts, len(prompts), request, context))
-    spans = [(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+    all_parts = list(divide_into_parts(len(prompts), size, request.samples, world))
+    own_parts = all_parts[rank::world]
+    total = sum(part.n_completions for part in own_parts)
     done, tokens, started = 0, 0, time.monotonic()
     names: list[str] = []  # of this process's parts
     longest = max((len(each.prompt.ids) for each in prompts), default=0) + request.settings.max_tokens
-    for number, (start, stop) in enumerate(spans):
-        if number % world != rank:
-            continue
-        path = find_intact_part(parts, start, stop, context)
+    for part in own_parts:
+        path = find_intact_part(parts, part, context)
         if path is None:
             rows = []
-            with context.work_on("draw", rows=(stop - start) * request.samples, longest_row=longest):
-                for row in _sample_part(engine, renderer, prompts[start:stop], request):
+            with context.work_on("draw", rows=part.n_completions, longest_row=longest):
+                for row in _sample_part(engine, renderer, prompts[part.start : part.stop], request, part):
                     rows.append(row)
                     tokens += row.n_tokens
-                    context.report_progress(
-                        done + len(rows), len(prompts) * request.samples // world, tokens, unit="completions"
-                    )
-                ordered = sort_completions(rows, prompts[start:stop])
+                    context.report_progress(done + len(rows), total, tokens, unit="completions")
+                ordered = sort_completions(rows, prompts[part.start : part.stop])
                 text = "".join(to_json_line(row) + "\n" for row in ordered)
-                path = parts / f"{start:08d}-{stop:08d}.{_compute_digest(text.encode())}.jsonl"
+                path = parts / f"{part.name}.{_compute_digest(text.encode())}.jsonl"
                 write_text(path, text)
         names.append(path.name)
-        done += (stop - start) * request.samples
+        done += part.n_completions
         context.stop_if_requested()
     if tokens:
         context.measured["speed/tokens_per_second"] = tokens / (time.monotonic() - started)
@@ -110,11 +108,45 @@ def sample_completions(
     if context.is_main:
         for name in all_names:
             wait_until_visible(parts / name)
-        for start, stop in spans:
-            path = find_intact_part(parts, start, stop, context)
+        for part in all_parts:
+            path = find_intact_part(parts, part, context)
             if path is None:
-                raise StageError(f"{parts}: the completions of prompts {start} to {stop} are gone; run again")
+                raise StageError(f"{parts}: the completions of part {part.name} are gone; run again")
             yield from (row for row in read_rows(path) if isinstance(row, Completion))
+
+
+class Part(NamedTuple):
+    """The prompts from `start` to `stop`, and of each the samples from `first` to `last`, neither end included.
+
+    `is_slice`: the prompt has other samples too, in other parts.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    is_slice: bool = False
+
+    @property
+    def name(self) -> str:
+        """Returns what the name of the part's file begins with."""
+        return f"{self.start:08d}-{self.stop:08d}" + (f"_{self.first}-{self.last}" if self.is_slice else "")
+
+    @property
+    def n_completions(self) -> int:
+        return (self.stop - self.start) * (self.last - self.first)
+
+
+def divide_into_parts(n_prompts: int, size: int, samples: int, n_processes: int) -> Iterator[Part]:
+    """Yields the parts of `size` prompts each, in order.
+
+    Where there are more processes than prompts, each prompt's samples are divided too, so that more of them draw.
+    """
+    n_slices = min(samples, max(1, n_processes // max(1, n_prompts))) if size == 1 else 1
+    bounds = [samples * number // n_slices for number in range(n_slices + 1)]
+    for start in range(0, n_prompts, size):
+        for first, last in pairwise(bounds):
+            yield Part(start, min(start + size, n_prompts), first, last, is_slice=n_slices > 1)
 
 
 def _choose_part_size(parts: Path, n_prompts: int, request: SamplingRequest, context: Context) -> int:
@@ -133,7 +165,7 @@ def find_part_size(parts: Path, n_prompts: int) -> int | None:
     The last part may have fewer.
     """
     for path in parts.glob("*.jsonl"):
-        start, stop = map(int, path.name.partition(".")[0].split("-"))
+        start, stop = map(int, path.name.partition(".")[0].partition("_")[0].split("-"))
         if stop < n_prompts:
             return stop - start
     return None
@@ -153,12 +185,12 @@ def judge_completions(rows: Iterable[Completion], rewards: Sequence[Reward]) -> 
     yield from zip(waiting, judge_all(rewards, waiting), strict=True)
 
 
-def find_intact_part(parts: Path, start: int, stop: int, context: Context) -> Path | None:
+def find_intact_part(parts: Path, part: Part, context: Context) -> Path | None:
     """Returns the path of a part file of sampled completions if its digest is right.
 
     A damaged one is deleted and noted. Returns None if there is no undamaged one.
     """
-    for path in parts.glob(f"{start:08d}-{stop:08d}.*.jsonl"):
+    for path in parts.glob(f"{part.name}.*.jsonl"):
         if path.suffixes[0] == f".{_compute_digest(path.read_bytes())}":
             return path
         context.log_note(0, "damaged part", f"{path}: is not what was written; it is drawn again")
@@ -172,15 +204,16 @@ def _compute_digest(content: bytes) -> str:
 
 
 def _sample_part(
-    engine: Engine, renderer: Renderer, prompts: Sequence[RenderedProblem], request: SamplingRequest
+    engine: Engine, renderer: Renderer, prompts: Sequence[RenderedProblem], request: SamplingRequest, part: Part
 ) -> Iterator[Completion]:
-    """Samples the completions of some prompts and yields them as they finish."""
+    """Samples the completions of a part, whose prompts these are, and yields them as they finish."""
     by_id = {rendered.problem.id: rendered for rendered in prompts}
     requests = [
         Request(
             id=rendered.problem.id,
             prompt_ids=rendered.prompt.ids,
-            n=request.samples,
+            n=part.last - part.first,
+            first_sample=part.first,
             sampling=resolve_sampling(rendered, renderer, request.settings),
             seed=request.seed,
         )

@@ -116,7 +116,7 @@ class Launcher:
             else:
                 command = build_command(stage, folder, report, place)
                 code = run_fresh_process(command, place.locate_log(folder), stop_signal, place.name_interface())
-            stage_report = _read_report(report)
+            stage_report = _read_report(report, is_stopped=stop_signal.was_sent)
         if stage_report and "out_of_memory" in stage_report:  # what the others say follows from it
             return StageExit(stage_report["code"], stage_report["message"], "memory")
         if code != 0 and stop_signal.was_killed and not (stage_report and "is_ours" in stage_report):
@@ -295,10 +295,11 @@ def run_fresh_process(
             process.wait()
 
 
-def _read_report(report: Path) -> dict[str, Any] | None:
+def _read_report(report: Path, *, is_stopped: bool = False) -> dict[str, Any] | None:
     """Reads what a stage's processes on this machine report, and returns what says most of why it ended.
 
-    That is a lack of memory in any of them, else an error in our own words, else what the main process says.
+    That is a lack of memory in any of them, else an error in our own words, else what the main process says. Of a stage
+    that was asked to stop it is that one has: the others then lose it where they wait for it.
     """
     paths = [report, *sorted(report.parent.glob(f"{report.stem}.*.json"))]
     reports: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths if path.exists()]
@@ -306,7 +307,8 @@ def _read_report(report: Path) -> dict[str, Any] | None:
         for each in reports:
             if said in each:
                 return each
-    return reports[0] if reports else None
+    saved = [each for each in reports if is_stopped and each["code"] == 75]
+    return next(iter([*saved, *reports]), None)
 
 
 def describe_kill(stage: Stage, folder: Path, kills_before: int | None, kills_after: int | None) -> str:

@@ -31,13 +31,13 @@ def check_machine(stage: Stage) -> None:
     settings, runtime = stage.settings, stage.runtime
     if kind.needs_torch and runtime.device != "cpu":
         _check_gpus(stage)
-    check_strategy(stage, count_processes(stage), count_gpus)
     if kind.needs_torch and runtime.attention == "flash_attention_2":
         _check_flash_attention(runtime)
     if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
         raise RecipeError(VLLM_NOT_INSTALLED)
     _check_bitsandbytes(stage)
     settings.check_runtime(runtime)
+    check_strategy(stage, count_processes(stage), count_gpus, has_deepspeed=_is_installed("deepspeed"))
 
 
 def _check_flash_attention(runtime: Runtime) -> None:

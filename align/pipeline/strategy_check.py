@@ -3,7 +3,6 @@
 Strategies are of stages that train. Others, which have no training state, run as they would without.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,8 +24,8 @@ def trains_with_deepspeed(stage: Stage) -> bool:
     return isinstance(stage.settings, Optimizer) and uses_deepspeed(stage.runtime)
 
 
-def check_strategy(stage: Stage, n_processes: int, count_gpus: Callable[[], int]) -> None:
-    """Raises RecipeError where a stage that trains could not do so under its strategy."""
+def check_strategy(stage: Stage, n_processes: int, count_gpus: Callable[[], int], *, has_deepspeed: bool) -> None:
+    """Raises RecipeError where a stage that trains could not do so in so many processes under its strategy."""
     settings, runtime = stage.settings, stage.runtime
     if not isinstance(settings, Optimizer):
         return
@@ -36,7 +35,7 @@ def check_strategy(stage: Stage, n_processes: int, count_gpus: Callable[[], int]
     said = f"runtime.strategy: {strategy}: " if runtime.deepspeed is None else "runtime.deepspeed: "
     is_on_cpu = runtime.device == "cpu" or (strategy != "ddp" and not count_gpus())
     if uses_deepspeed(runtime):
-        if importlib.util.find_spec("deepspeed") is None:
+        if not has_deepspeed:
             raise RecipeError(f"{said}deepspeed is not installed: pip install 'qwen-align[deepspeed]'")
         if is_on_cpu and (program := find_missing_program(runtime)):
             raise RecipeError(

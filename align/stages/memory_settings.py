@@ -160,7 +160,7 @@ def _list_for_sharding(settings: Any, runtime: Runtime) -> Iterator[Turn]:
     strategy = choose_strategy(runtime)
     following: dict[Strategy, Strategy] = {"ddp": "zero2" if settings.lora is None else "zero3"}
     following |= {"zero1": "zero2", "zero2": "zero3"}
-    if strategy in following and runtime.processes > 1:
+    if strategy in following and runtime.world_size > 1:
         yield Turn(f"{_RUNTIME}strategy", following[strategy], strategy, in_key=False, keeps_checkpoints=False)
     elif strategy in ("zero3", "fsdp2") and runtime.offload != "parameters":
         more = "optimizer" if strategy == "zero3" and runtime.offload == "none" else "parameters"

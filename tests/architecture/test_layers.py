@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     (
         "align.errors",
+        "align.hub_kernels",
         "align.references",
         "align.settings.base",
         "align.settings.fault_wording",

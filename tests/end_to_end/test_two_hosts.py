@@ -31,7 +31,7 @@ def read_said(folder: Path) -> str:
 def expect_end(folder: Path, codes: list[int], *processes: "subprocess.Popen[str]") -> str:
     """Waits for runs to end with these exit codes, and returns what they printed."""
     for process in processes:
-        process.wait(timeout=400)
+        process.wait(timeout=900)
     assert [process.returncode for process in processes] == codes, read_said(folder)
     return read_said(folder)
 

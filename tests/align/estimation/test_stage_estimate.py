@@ -6,7 +6,7 @@ import pytest
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.estimation.cost import choose_speed, count_flops_per_token, estimate_cost, estimate_disk_use
-from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, HOST_BYTES, Device
+from qwen_align.align.estimation.device import CONTEXT_BYTES, FRAGMENTATION_SHARE, TOKENIZER_WORD_BYTES, Device
 from qwen_align.align.estimation.known_configs import build_qwen3_config
 from qwen_align.align.estimation.model_shape import read_model_shape
 from qwen_align.align.estimation.stage_estimate import (
@@ -155,6 +155,22 @@ def test_keys_and_values_fill_what_is_free_but_hold_one_completion() -> None:
     assert few["keys and values"] == 64 * (512 + 512 - 1) * 112 * 1024
 
 
+def test_prompts_are_read_once_and_on_a_cpu_before_their_completions_take_memory() -> None:
+    of_token, settings, config = 112 * 1024, grpo(lora=LORA), build_qwen3_config("0.6B")
+    on_gpu = get_parts(estimate(settings, device=None), "draw")
+    assert 8 * 512 * of_token < on_gpu["activations"] < 10 * 512 * of_token
+    assert on_gpu["keys and values"] == 64 * 1023 * of_token
+    on_cpu = estimate_stage(settings, Runtime(), config, is_on_gpu=False)
+    assert on_cpu is not None
+    drawn = get_parts(on_cpu, "draw")
+    assert drawn["keys and values"] == 64 * 1023 * of_token
+    assert "activations" not in drawn
+    short = grpo(lora=LORA, sampling={"temperature": 1.0, "max_tokens": 32})
+    read = estimate_stage(short, Runtime(), config, is_on_gpu=False)
+    assert read is not None
+    assert get_parts(read, "draw")["keys and values"] == 64 * 512 * of_token
+
+
 def get_total(found: StageEstimate, phase: str) -> float:
     return sum(get_parts(found, phase).values())
 
@@ -186,7 +202,7 @@ def test_on_a_cpu_frozen_weights_as_their_files_have_them_are_pages_of_these() -
     def count_weights(settings: Any, **loaded: Any) -> float:
         found = estimate_stage(settings, Runtime(), build_qwen3_config("0.6B"), is_on_gpu=False, **loaded)
         assert found is not None
-        assert get_parts(found, "load")["overhead"] == HOST_BYTES
+        assert get_parts(found, "load")["overhead"] == 3 * TOKENIZER_WORD_BYTES * 151_936
         return get_parts(found, "load").get("weights", 0.0)
 
     asked: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "sampling": RL["sampling"]}
@@ -315,7 +331,7 @@ def test_operations_and_disk() -> None:
     for rate, n_bytes in ((1e-5, 2), (1e-6, 4)):  # a model that is trained at a low rate is handed on in fp32
         settings = sft(learning_rate=rate)
         disk = estimate_disk_use(settings, estimate(settings))
-        assert disk == (n_bytes * shape.n_parameters, 12 * shape.n_parameters)
+        assert disk == (n_bytes * shape.n_parameters + 75 * 151_936, 12 * shape.n_parameters)
 
 
 def test_sizes_tell_gb_from_gib() -> None:

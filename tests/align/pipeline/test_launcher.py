@@ -98,10 +98,10 @@ def test_the_process_that_ran_out_of_memory_is_heard_not_the_first(
     """The first process only says that the connection was lost."""
     run = launcher._read_report
 
-    def read(report: Path) -> dict[str, object] | None:
+    def read(report: Path, **told: bool) -> dict[str, object] | None:
         lack = {"code": 4, "message": "out of memory", "out_of_memory": True}
         report.with_suffix(".1.json").write_text(json.dumps(lack))
-        return run(report)
+        return run(report, **told)
 
     monkeypatch.setattr(launcher, "_read_report", read)
     assert ended(1, {"code": 4, "message": "Connection closed by peer"}, False) == StageExit(
@@ -112,15 +112,17 @@ def test_the_process_that_ran_out_of_memory_is_heard_not_the_first(
 def test_an_error_of_our_own_in_any_process_says_more_than_a_lost_connection_in_the_first(tmp_path: Path) -> None:
     report, other = tmp_path / "report.json", tmp_path / "report.3.json"
 
-    def read(first: dict[str, object], third: dict[str, object]) -> object:
+    def read(first: dict[str, object], third: dict[str, object], **told: bool) -> object:
         report.write_text(json.dumps(first))
         other.write_text(json.dumps(third))
-        return (launcher._read_report(report) or {})["message"]
+        return (launcher._read_report(report, **told) or {})["message"]
 
     lost, saved = {"code": 4, "message": "peer closed"}, {"code": 75, "message": "saved"}
     own = {"code": 2, "message": "no such GPU", "is_ours": True}
     assert read(lost, own) == read(saved, own) == read(own, lost) == "no such GPU"
     assert read(lost, saved) == "peer closed"
+    assert read(lost, saved, is_stopped=True) == "saved"
+    assert read(lost, own, is_stopped=True) == "no such GPU"
     assert read(saved, lost) == "saved"
     report.unlink()
     assert launcher._read_report(report) == lost, "another node has no report of the main process"

@@ -1,5 +1,6 @@
 """What this machine lacks is found before anything is trained, by `check` and `run` alike, without torch."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from qwen_align.align.commands import check
 from qwen_align.align.errors import DataError, RecipeError, StageError
-from qwen_align.align.pipeline import machine_check
+from qwen_align.align.pipeline import launcher, machine_check, strategy_check
 from qwen_align.align.pipeline.plan import Plan, check_can_start
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.reward.base import count_cores
@@ -112,7 +113,7 @@ def test_what_cannot_start_here_is_refused(
     planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: dict[str, Any], said: str
 ) -> None:
     monkeypatch.setattr(machine_check, "_is_installed", lambda package: False)
-    (tmp_path / "ds.json").write_text("{}")
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(RecipeError) as error:
         list(check.describe_plan(planned(PROBLEMS, stage)))
     assert said in str(error.value)
@@ -123,7 +124,7 @@ def test_what_cannot_start_here_is_refused(
     [
         (
             {"lora": NF4, "runtime": {"deepspeed": "ds.json"}},
-            "lora.base_weights: nf4: does not run under runtime.deepsp",
+            "lora.base_weights: nf4: does not run under strategy zero2",
         ),
         (
             {"optimizer": "paged_adamw"},
@@ -144,13 +145,96 @@ def test_what_bitsandbytes_does_not_do_here_is_refused(
 ) -> None:
     monkeypatch.setattr(machine_check, "_is_installed", lambda package: True)
     gpus(0)
-    (tmp_path / "ds.json").write_text("{}")
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
     plan = planned(DATA, {**SFT, **stage}, runtime={"device": "cpu"})
     if said is None:
         check_can_start(plan)
     else:
         with pytest.raises(RecipeError, match=re.escape(said)):
             check_can_start(plan)
+
+
+ZERO2 = {"zero_optimization": {"stage": 2}}
+MINE = {"runtime": {"deepspeed": "ds.json"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "said"),
+    [
+        ({"runtime": {"strategy": "zero2"}}, {}, None),
+        (
+            {"runtime": {"strategy": "fsdp2", "processes": 2}},
+            {},
+            "strategy: fsdp2: there is no GPU here, and accele",
+        ),
+        ({"runtime": {"strategy": "fsdp2"}}, {}, "runtime.strategy: fsdp2: one process has nobody to share with"),
+        ({"lora": NF4, "runtime": {"strategy": "fsdp2"}}, {}, "base_weights: nf4: does not run under strategy fsdp2"),
+        ({"optimizer": "adamw_8bit", "runtime": {"strategy": "zero1"}}, {}, "adamw_8bit: does not run under strategy"),
+        ({**RL, "trainer": "trl", "runtime": {"strategy": "zero3"}}, {}, "trainer: trl runs with strategy ddp alone"),
+        (MINE, ZERO2, None),
+        (MINE, {**ZERO2, "train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": "auto"}}, None),
+        (MINE, {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-8}}}, None),
+        (MINE, {}, "zero_optimization.stage is 0; it has to be 1, 2 or 3"),
+        (
+            MINE,
+            {**ZERO2, "train_batch_size": 64},
+            'ds.json: train_batch_size is 64: the recipe says the batch; write "',
+        ),
+        (MINE, {**ZERO2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4: the recipe says"),
+        (MINE, {**ZERO2, "fp16": {"enabled": True}}, "fp16 is enabled: weights are trained in fp32 or bf16"),
+        (MINE, {**ZERO2, "bf16": {"enabled": True}}, "bf16.enabled is said: the recipe says the precision"),
+        (MINE, {**ZERO2, "gradient_clipping": 0.5}, "gradient_clipping is 0.5, and max_grad_norm 1.0"),
+        (MINE, {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "optimizer.params.lr is 0.001, and"),
+        ({**RL, **MINE}, {**ZERO2, "scheduler": {"type": "WarmupLR"}}, "scheduler: grpo and ppo build their own"),
+    ],
+)
+def test_a_strategy_that_cannot_train_here_is_refused(
+    planned: Callable[..., Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: Callable[[int], None],
+    stage: dict[str, Any],
+    file: dict[str, Any],
+    said: str | None,
+) -> None:
+    monkeypatch.setattr(machine_check, "_is_installed", lambda package: True)
+    monkeypatch.setattr(strategy_check, "find_missing_program", lambda runtime: None)
+    gpus(0)
+    (tmp_path / "ds.json").write_text(json.dumps(file))
+    plan = planned(DATA, PROBLEMS, stage if "kind" in stage else {**SFT, **stage})
+    for look in (check_can_start, lambda plan: list(check.describe_plan(plan))):
+        if said is None:
+            look(plan)
+        else:
+            with pytest.raises(RecipeError, match=re.escape(said)):
+                look(plan)
+
+
+def test_what_deepspeed_needs_is_named_where_it_is_missing(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, gpus: Callable[[int], None]
+) -> None:
+    gpus(0)
+    plan = planned(DATA, {**SFT, "runtime": {"strategy": "zero3"}})
+    monkeypatch.setattr(machine_check, "_is_installed", lambda package: False)
+    with pytest.raises(RecipeError, match="zero3: deepspeed is not installed: pip inst"):
+        check_can_start(plan)
+    monkeypatch.setattr(machine_check, "_is_installed", lambda package: True)
+    monkeypatch.setattr(strategy_check, "find_missing_program", lambda runtime: "c++")
+    with pytest.raises(RecipeError, match=r"DeepSpeed compiles an operator, and c\+\+ is not installed here"):
+        check_can_start(plan)
+
+
+def test_a_strategy_of_a_whole_recipe_leaves_stages_alone_that_do_not_train(
+    planned: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no training state: neither does DeepSpeed have to be there for them, nor do they form a group."""
+    monkeypatch.setattr(machine_check, "_is_installed", lambda package: False)
+    evaluate = {"name": "ask", "kind": "evaluate", "from_model": "base", "from_data": ["problems"]}
+    evaluate |= {"completions_per_prompt": 1, "sampling": {"max_tokens": 8}}
+    plan = planned(PROBLEMS, evaluate, runtime={"strategy": "zero3"})
+    check_can_start(plan)
+    (stage,) = plan.find_stages("ask")
+    assert not launcher.needs_process_group(stage.stage)
 
 
 def test_more_processes_than_cores_are_noted(planned: Callable[..., Plan]) -> None:

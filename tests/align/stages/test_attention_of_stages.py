@@ -90,9 +90,16 @@ def test_every_kind_of_stage_that_needs_torch_has_settings_here() -> None:
     assert set(SETTINGS) == {name for name, kind in STAGE_KINDS.items() if kind.needs_torch}
 
 
-@pytest.mark.slow(seconds=3)
+QUICK = ("rollout", "evaluate")
+
+
 @pytest.mark.parametrize(
-    ("kind", "number"), [(kind, number) for kind, variants in SETTINGS.items() for number in range(len(variants))]
+    ("kind", "number"),
+    [
+        pytest.param(kind, number, marks=[] if kind in QUICK else pytest.mark.slow(seconds=1))
+        for kind, variants in SETTINGS.items()
+        for number in range(len(variants))
+    ],
 )
 def test_all_models_of_a_stage_have_the_attention_that_its_runtime_says(kind: str, number: int, world: World) -> None:
     stage = {"kind": kind, **SETTINGS[kind][number], "runtime": {"attention": "eager"}}

@@ -206,6 +206,13 @@ TURNED: list[tuple[str, dict[str, Any], dict[str, Any], Phase, tuple[str, Any, b
     ("sft", {"lora": LORA}, {}, Phase("load"), ("lora.base_weights", "nf4", True)),
     ("sft", {"lora": {**LORA, "base_weights": "bf16"}}, {}, Phase("load"), ("lora.base_weights", "nf4", True)),
     ("sft", {"lora": NF4}, {}, Phase("load"), None),
+    (
+        "grpo",
+        {"lora": LORA, "engine": {"kind": "vllm", "gpu_memory_utilization": 0.1}},
+        {},
+        Phase("load"),
+        None,  # vLLM does not draw from a base in 4 bits
+    ),
     ("sft", {"lora": LORA, "precision": "fp32"}, {}, Phase("load"), ("precision", "bf16", True)),
     (
         "sft",
