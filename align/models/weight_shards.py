@@ -5,7 +5,7 @@ model are made such before they are read. ZeRO-3 and FSDP2 then take over what w
 `align/training/fsdp2.py`); until then, layers that have to be whole for a moment are gathered here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,10 +82,10 @@ def build_shard(weight: Tensor, rows: Tensor, mesh: DeviceMesh) -> DTensor:
     return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=weight.shape, stride=weight.stride())
 
 
-def replace_parameters(model: nn.Module, build: Any) -> dict[int, nn.Parameter]:
+def replace_parameters(model: nn.Module, build: Callable[[Tensor], Tensor | None]) -> None:
     """Replaces each parameter of a model that has rows by what `build` makes of it; shared ones stay shared.
 
-    Returns the new parameter by the id of each old one. What `build` returns None for stays.
+    What `build` returns None for stays.
     """
     new: dict[int, nn.Parameter] = {}
     kept: list[nn.Parameter] = []  # so that no id is used twice
@@ -101,12 +101,21 @@ def replace_parameters(model: nn.Module, build: Any) -> dict[int, nn.Parameter]:
                 new[id(weight)] = built if is_parameter else nn.Parameter(built, requires_grad=weight.requires_grad)
                 kept.append(weight)
             module._parameters[name] = new[id(weight)]
-    return new
 
 
 def is_shard(weight: Any) -> bool:
     """Returns whether a weight is a shard that neither ZeRO-3 nor FSDP2 has taken over."""
     return isinstance(weight, DTensor)
+
+
+def list_shards(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
+    """Returns the modules' own shards, each with its module and its name there; a shared one once for each module."""
+    return [
+        (module, name, weight)
+        for module in modules
+        for name, weight in module._parameters.items()
+        if isinstance(weight, DTensor)
+    ]
 
 
 def has_shards(model: nn.Module) -> bool:
@@ -125,21 +134,17 @@ def gather_layer(layer: nn.Module, *, recurse: bool = True, changes: bool = Fals
 
     `changes`: each process keeps its rows of what the weights have become, in their precision. Other layers stay.
     """
-    gathered: list[tuple[nn.Module, str, DTensor]] = []
-    for module in layer.modules() if recurse else (layer,):
-        for name, shard in list(module._parameters.items()):
-            if isinstance(shard, DTensor):
-                gathered.append((module, name, shard))
-                whole = shard.detach().full_tensor()
-                module._parameters[name] = nn.Parameter(whole, requires_grad=shard.requires_grad)
+    shards = list_shards(layer.modules() if recurse else [layer])
+    for module, name, shard in shards:
+        module._parameters[name] = nn.Parameter(shard.detach().full_tensor(), requires_grad=shard.requires_grad)
     try:
         yield
     finally:
-        for module, name, shard in gathered:
-            whole = module._parameters[name]
-            module._parameters[name] = shard
+        for module, name, shard in shards:
             if changes:
-                shard.detach().to_local().copy_(_cut_own_rows(whole, shard.device_mesh))
+                rows = _cut_own_rows(getattr(module, name), shard.device_mesh)
+                shard.detach().to_local().copy_(rows)
+            module._parameters[name] = shard
 
 
 @contextmanager
@@ -148,12 +153,7 @@ def hide_shards(model: nn.Module) -> Iterator[None]:
 
     For what looks at weights and computes with them, but keeps nothing of that.
     """
-    hidden = [
-        (module, name, shard)
-        for module in model.modules()
-        for name, shard in module._parameters.items()
-        if isinstance(shard, DTensor)
-    ]
+    hidden = list_shards(model.modules())
     zeros = {id(shard): nn.Parameter(_build_zeros(shard), requires_grad=shard.requires_grad) for *_, shard in hidden}
     for module, name, shard in hidden:
         module._parameters[name] = zeros[id(shard)]
@@ -161,7 +161,8 @@ def hide_shards(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, name, shard in hidden:
-            module._parameters[name] = shard.requires_grad_(zeros[id(shard)].requires_grad)
+            shard.requires_grad_(zeros[id(shard)].requires_grad)
+            module._parameters[name] = shard
 
 
 def _build_zeros(shard: DTensor) -> Tensor:

@@ -34,13 +34,13 @@ def partition_with_zero3(model: Model) -> Model:
                 replace_parameters(model, self._take_shard)
             super()._convert_to_zero_parameters(param_list)  # what else a model has, such as adapters made later
 
-        def _take_shard(self, shard: Tensor) -> nn.Parameter | None:
+        def _take_shard(self, shard: Tensor) -> Tensor | None:
             if not isinstance(shard, DTensor):
                 return None
-            weight = nn.Parameter(_place_rows(shard, self.local_device), requires_grad=shard.requires_grad)
+            weight: Any = nn.Parameter(_place_rows(shard, self.local_device), requires_grad=shard.requires_grad)
             self._convert_to_deepspeed_param(weight)
             weight.partition()
-            return weight
+            return weight  # type: ignore[no-any-return]
 
     Partitioning(module=model, config_dict_or_path=deepspeed_config())
     return model

@@ -45,7 +45,7 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     trainer.context = context
     require_fp32_masters(trainer.model)
     require_strategy(trainer, context.runtime)
-    shard_trained_model(trainer, context.runtime)
+    shard_trained_model(trainer)
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints", read_strategy(trainer.accelerator))
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)

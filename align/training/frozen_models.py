@@ -5,9 +5,8 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
-from qwen_align.align.training.fsdp2 import shard_model
+from qwen_align.align.training.fsdp2 import shard_for_accelerator
 
 # What of DeepSpeed's settings is for an optimiser, which a frozen model has not.
 OF_OPTIMIZER = ("optimizer", "scheduler", "gradient_clipping")
@@ -21,8 +20,7 @@ def prepare_frozen(model: nn.Module, accelerator: Any) -> Any:
     """
     model.eval().requires_grad_(False)
     if accelerator.distributed_type == DistributedType.FSDP:
-        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        shard_model(model, mesh, accelerator.device, offloads=accelerator.state.fsdp_plugin.cpu_offload is not None)
+        shard_for_accelerator(model, accelerator)
         return _Resharded(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
         return _shard_by_deepspeed(model, accelerator.state.deepspeed_plugin.deepspeed_config)

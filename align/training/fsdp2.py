@@ -20,28 +20,30 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
-from qwen_align.align.models.loading import choose_device
-from qwen_align.align.models.weight_shards import replace_parameters
-from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.strategy import choose_strategy
-from qwen_align.align.training.distributed import get_world_size
+from qwen_align.align.models.weight_shards import list_shards, replace_parameters
 
 
-def shard_trained_model(trainer: Any, runtime: Runtime) -> None:
-    """Shards the model of a trainer whose runtime asks for FSDP2, once; accelerate then takes it as it is.
+def shard_trained_model(trainer: Any) -> None:
+    """Shards the model of a trainer that accelerate has set up for FSDP2, once; accelerate then takes it as it is.
 
     Call it when the model is complete, with its adapters, and before an optimiser sees its weights.
     """
-    model = trainer.model
-    if choose_strategy(runtime) != "fsdp2" or isinstance(model, FSDPModule):
+    model, accelerator = trainer.model, trainer.accelerator
+    if not accelerator.is_fsdp2 or isinstance(model, FSDPModule):
         return
-    device = choose_device(runtime)
-    mesh = init_device_mesh(device.type, (get_world_size(),))
-    shard_model(model, mesh, device, offloads=runtime.offload == "parameters")
-    if trainer.accelerator.native_amp:
+    shard_for_accelerator(model, accelerator)
+    if accelerator.native_amp:
+        device = accelerator.device
         forward = model.forward.__func__ if hasattr(model.forward, "__func__") else model.forward
         in_autocast = torch.autocast(device.type, dtype=torch.bfloat16)(forward)
         model.forward = MethodType(convert_outputs_to_fp32(in_autocast), model)
+
+
+def shard_for_accelerator(model: nn.Module, accelerator: Any) -> None:
+    """Shards a model over all processes of an accelerator that was set up for FSDP2, as its settings say."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    offload = accelerator.state.fsdp_plugin.cpu_offload
+    shard_model(model, mesh, accelerator.device, offloads=isinstance(offload, CPUOffloadPolicy))
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, device: torch.device, *, offloads: bool = False) -> None:
@@ -50,7 +52,7 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, device: torch.device, *, off
     `offloads`: shards are held in host memory. Weights that every process holds whole, such as new adapters, become
     those of the first process, as in data parallelism.
     """
-    loaded = _take_out_shards(model, mesh)
+    loaded = _take_out_shards(model)
     _send_from_first(model, mesh)
     policy = CPUOffloadPolicy(pin_memory=device.type == "cuda") if offloads else OffloadPolicy()
     shard = partial(
@@ -67,14 +69,9 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, device: torch.device, *, off
     _put_shards_in(model, loaded, torch.device("cpu") if offloads else device)
 
 
-def _take_out_shards(model: nn.Module, mesh: DeviceMesh) -> dict[tuple[int, str], DTensor]:
+def _take_out_shards(model: nn.Module) -> dict[tuple[int, str], DTensor]:
     """Takes the loaded shards out of a model and leaves weights without numbers; by module and name."""
-    loaded = {
-        (id(module), name): weight
-        for module in model.modules()
-        for name, weight in module._parameters.items()
-        if isinstance(weight, DTensor)
-    }
+    loaded = {(id(module), name): shard for module, name, shard in list_shards(model.modules())}
 
     def empty(weight: Tensor) -> Tensor | None:
         return torch.empty(weight.shape, dtype=weight.dtype, device="meta") if isinstance(weight, DTensor) else None

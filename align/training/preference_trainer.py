@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from qwen_align.align.models.bf16_weights import copy_in_bf16
+from qwen_align.align.training.fsdp2 import shard_trained_model
 from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
 from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
@@ -52,8 +54,12 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         """Adds the reference's log-probs to the data set, for a loss that needs them. The policy is not trained yet."""
         if not self.preference_loss.needs_reference:
             return dataset
+        shard_trained_model(self)
         model = self._build_scoring_model() if self.is_deepspeed_enabled else self.model
-        return add_reference_logps(self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(model, batch))
+        dataset = add_reference_logps(self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(model, batch))
+        if isinstance(model, FSDPModule):
+            model.reshard()  # an optimiser has to find the shards
+        return dataset
 
     def _build_scoring_model(self) -> Any:
         """Returns the policy as DeepSpeed is going to compute it, which has not placed its weights on the device yet.

@@ -20,6 +20,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def load(folder: Path, strategy: Any, precision: Any, rank: int, port: str) -> N
 
     torch.set_num_threads(1)
     runtime = Runtime(strategy=strategy, processes=PROCESSES, device="cpu")
-    out = Path(os.environ["TMPDIR"] if "TMPDIR" in os.environ else "/tmp")
+    out = Path(tempfile.mkdtemp())
     arguments = {"output_dir": str(out), "use_cpu": True, "report_to": "none", "ddp_backend": "gloo"}
     args = TrainingArguments(**{**arguments, **build_strategy_arguments(runtime, in_bf16=False)})
     start_strategy(args, runtime, out)
