@@ -1,6 +1,8 @@
 """Checks of models that two processes load and train as shards; `test_sharded_models.py` runs it, once per process.
 
-Each check is a function here; what it raises is printed as a line of JSON. `python sharded_models.py RANK PORT FOLDER fsdp2|zero3`
+Each check is a function here; what it raises is printed as a line of JSON:
+
+    python sharded_models.py RANK PORT FOLDER fsdp2|zero3
 """
 
 import json
