@@ -60,7 +60,7 @@ def test_large_blocks_are_mapped_on_a_cpu(monkeypatch: pytest.MonkeyPatch, prepa
 def test_a_full_disk_is_named_whatever_the_library_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, says_so: bool
 ) -> None:
-    def fail(folder: Path, **_: float) -> None:
+    def fail(folder: Path, lease: None, **_: float) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 862080 vs 861968")
 
     monkeypatch.setattr(worker, "_run_stage_in_folder", fail)
