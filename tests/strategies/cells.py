@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen_align.align.pipeline.deepspeed_operators import build_operator_environment, build_operators
+from qwen_align.align.settings.runtime import Runtime
 from tests.end_to_end import ladder
 
 FSDP2_ON_GLOO = Path(__file__).parents[1] / "fsdp2_on_gloo"
@@ -46,6 +48,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parameters": {"runtime": {"offload": "parameters"}},
     "recompute": {"runtime": {"gradient_checkpointing": True}},
     "small": {"runtime": {"micro_batch": 2}},  # several passes a step, and not as many in every process
+    # of online RL
+    "head": {"critic": {"kind": "head", "learning_rate": 1e-3, "warmup_steps": 1}},
+    "detached": {"critic": {"kind": "head", "detached": True, "learning_rate": 1e-3, "warmup_steps": 1}},
+    "synced": {"kl": {"coefficient": 0.05, "reference_sync_steps": 1}, "entropy": {"coefficient": 0.01}},
+    "uneven": {  # fewer prompts than processes, replaced where they teach nothing, drawn a step ahead
+        "kl": None,
+        "steps": 6,
+        "updates": {"epochs": 1},
+        "prompts_per_step": 1,
+        "completions_per_prompt": 3,
+        "rewards": [{"kind": "math_answer"}],
+        "dynamic_sampling": {"max_prompts": 3},
+        "async_steps": 1,
+        "held_out": {"from_data": ["problems"], "every_steps": 3},
+        "runtime": {"micro_batch": 1},
+    },
+    "skipped": {"kl": None, "rewards": [{"kind": "constant"}]},  # no step has anything to train on
 }
 
 
@@ -71,6 +90,9 @@ def run_cells(folder: Path, cells: Iterable[str], environment: Mapping[str, str]
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
+    if any(":zero" in cell for cell in cells):
+        started |= build_operator_environment()
+        build_operators(Runtime(), started, print)
     done = subprocess.run(
         [sys.executable, "-P", __file__, str(folder), *cells],
         env=started,

@@ -24,8 +24,16 @@ def plan_with_checkpoint(folder: Path, strategy: str, n_processes: int, **runtim
 @pytest.mark.parametrize(
     ("strategy", "n_processes", "message"),
     [
-        ("zero2", 2, r"stage 'sft': .*checkpoint-5: saved by 2 process\(es\) with runtime.strategy: zero2, but this run"),
-        ("fsdp2", 3, r"stage 'sft': .*but this run has 3 process\(es\) with runtime.strategy: ddp: one strategy cannot"),
+        (
+            "zero2",
+            2,
+            r"stage 'sft': .*checkpoint-5: saved by 2 process\(es\) with runtime.strategy: zero2, but this run",
+        ),
+        (
+            "fsdp2",
+            3,
+            r"stage 'sft': .*but this run has 3 process\(es\) with runtime.strategy: ddp: one strategy cannot",
+        ),
     ],
 )
 def test_one_of_another_strategy_is_refused(tmp_path: Path, strategy: str, n_processes: int, message: str) -> None:
