@@ -64,7 +64,8 @@ def gather_weight(weight: Tensor, device: torch.device, dtype: torch.dtype | Non
         with zero.GatheredParameters([weight]):
             return weight.detach().to(device, dtype, copy=True)
     if isinstance(weight, DTensor):
-        return weight.to(device).full_tensor().to(dtype)
+        whole: Tensor = weight.to(device).full_tensor()  # type: ignore[attr-defined]  # `to` of a DTensor gives another
+        return whole.to(dtype)
     return weight.detach().to(device, dtype)
 
 
