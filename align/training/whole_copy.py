@@ -7,7 +7,7 @@ fetched in each forward pass, as DeepSpeed and FSDP2 do, would make it wait for 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,8 @@ def gather_weight(weight: Tensor, device: torch.device, dtype: torch.dtype | Non
         with zero.GatheredParameters([weight]):
             return weight.detach().to(device, dtype, copy=True)
     if isinstance(weight, DTensor):
-        return weight.to(device).full_tensor().to(dtype)
+        whole: Tensor = cast("DTensor", weight.to(device)).full_tensor().to(dtype)
+        return whole
     return weight.detach().to(device, dtype)
 
 
