@@ -171,7 +171,11 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         ({"lora": NF4, "runtime": {"strategy": "fsdp2"}}, {}, "base_weights: nf4: does not run under strategy fsdp2"),
         ({"optimizer": "adamw_8bit", "runtime": {"strategy": "zero1"}}, {}, "adamw_8bit: does not run under strategy"),
         ({**RL, "trainer": "trl", "runtime": {"strategy": "zero3"}}, {}, "trainer: trl runs with strategy ddp alone"),
-        ({**RL, "engine": VLLM, "runtime": {"strategy": "zero3"}}, {}, "engine: vllm is not sent weights that processes"),
+        (
+            {**RL, "engine": {"kind": "vllm"}, "runtime": {"strategy": "zero3"}},
+            {},
+            "engine: vllm is not sent weights that processes",
+        ),
         ({**RL, "lora": {**LORA, "dora": True}, "runtime": {"strategy": "fsdp2"}}, {}, "lora.dora: its magnitudes are"),
         ({**RL, "lora": {**LORA, "dora": True}, "runtime": {"strategy": "zero2"}}, {}, None),
         (MINE, ZERO2, None),
