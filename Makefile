@@ -16,14 +16,14 @@ test: .venv/dev
 fast: .venv/dev
 	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence" --hypothesis-profile fast
 
-# What needs packages that CI does without: the real trackers, in an environment of their own. A package that is
-# missing fails there, and so does a run without a test.
+# What needs packages that CI does without: the real trackers, DeepSpeed, in an environment of their own. A package that
+# is missing fails there, and so does a run without a test. Needs a C++ compiler, which builds DeepSpeed's operators.
 engines: build/engines/bin/pytest
 	build/engines/bin/pytest -m engine -v
 
 build/engines/bin/pytest: pyproject.toml constraints.txt
 	$(PYTHON) -m venv build/engines
-	build/engines/bin/pip install --quiet -c constraints.txt -e '.[dev,trackio,wandb]'
+	build/engines/bin/pip install --quiet -c constraints.txt -e '.[deepspeed,dev,trackio,wandb]'
 	touch $@
 
 lint: .venv/dev .typing/qwen_align

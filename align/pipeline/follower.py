@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.errors import BY_EXIT_CODE, Preempted, RecipeError
+from qwen_align.align.errors import BY_EXIT_CODE, AlignError, Preempted, RecipeError
 from qwen_align.align.pipeline.coordinator import ATTEMPT
 from qwen_align.align.pipeline.launcher import Launcher, StageExit, uses_warm_server
 from qwen_align.align.pipeline.lease_guard import RUN_LEASE
@@ -43,7 +43,7 @@ def follow(
     """
     check_can_start(plan)
     node = _Follower(plan, rendezvous, report_note, wait_s, stop)
-    with Launcher() as launcher:
+    with Launcher(report_note) as launcher:
         shared = [stage for stage in list_shared_stages(plan.stages) if is_forced or not stage.is_stored]
         if any(uses_warm_server(stage.stage) for stage in shared):
             launcher.start_warm_server()
@@ -159,6 +159,8 @@ class _Follower:
                 place,
                 lambda: inbox.is_killed(attempt),
             )
+        except AlignError as error:  # such as a warm server that has died
+            return StageExit(error.exit_code, str(error))
         except OSError as error:
             return StageExit(4, f"{error.filename or stage.folder.path}: {error.strerror or error}")
 

@@ -231,7 +231,8 @@ def check_can_start(
 def _check_checkpoints(stage: PlannedStage) -> None:
     """Raises RecipeError where a stage has a checkpoint that it cannot go on from as it would run."""
     home = stage.folder.path / "checkpoints"
-    if obstacle := find_obstacle_at_door(home, stage.runtime, machine_check.count_processes(stage.stage)):
+    n_processes = machine_check.count_processes(stage.stage) * machine_check.count_nodes(stage.stage)
+    if obstacle := find_obstacle_at_door(home, stage.runtime, n_processes):
         raise RecipeError(f"{obstacle} {stage.origin}")
 
 

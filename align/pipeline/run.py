@@ -178,12 +178,12 @@ def _run_stage(
                 lease.check()
                 stage.folder.delete_contents()  # checkpoints too: they are of another file than the key says
                 raise StageError(f"stage '{stage.name}': {watch.error}")
+            if stage_exit.code != 0:  # within: of several hosts one may still write, so the lease is left to expire
+                raise BY_EXIT_CODE[stage_exit.code](
+                    f"stage '{stage.name}': {stage_exit.message}\nlog: {stage.folder.path / 'log.txt'}"
+                )
     except OSError as error:
         raise _to_stage_error(stage, error) from None
-    if stage_exit.code != 0:
-        raise BY_EXIT_CODE[stage_exit.code](
-            f"stage '{stage.name}': {stage_exit.message}\nlog: {stage.folder.path / 'log.txt'}"
-        )
     if not stage.is_stored:
         raise StageError(f"stage '{stage.name}' ended without a manifest\nlog: {stage.folder.path / 'log.txt'}")
     listener.on_stage_finished(stage)

@@ -54,12 +54,11 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
     """
     stage_report: dict[str, Any] = {"code": 0, "message": ""}
     lease: LeaseView | None = None
+    is_lost = False
     try:
-        stage_job = read_json(folder / "stage.json")
-        if RUN_LEASE in stage_job:
-            lease = guard_lease(stage_job[RUN_LEASE])
+        lease = _guard_lease_of_run(folder)
         _remove_unfinished_files(folder)
-        _run_stage_in_folder(folder, stage_job, lease, started=started, imported_before=imported_before)
+        _run_stage_in_folder(folder, lease, started=started, imported_before=imported_before)
     except OutOfMemory as error:
         _print_traceback()
         stage_report = {"code": error.exit_code, "message": str(error), "out_of_memory": True}
@@ -67,6 +66,7 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         _print_traceback()
         is_ours = {} if isinstance(error, Preempted) else {"is_ours": True}  # the others' errors say more than that
         stage_report = {"code": error.exit_code, "message": str(error), **is_ours}
+        is_lost = isinstance(error, LeaseLost)
     except OSError as error:
         _print_traceback()
         stage_report = {"code": 4, "message": f"{error.filename or folder}: {error.strerror or error}"}
@@ -74,13 +74,23 @@ def run_stage(folder: Path, report: Path, *, started: float, imported_before: fl
         _print_traceback()
         full = describe_full_disk(folder)
         stage_report = {"code": 4, "message": f"{full}{type(error).__name__}: {error}"}
-    if stage_report["code"] != 0 and _may_still_write(lease):
+    if stage_report["code"] != 0 and not is_lost and _may_still_write(lease):
         _remove_unfinished_files(folder)
     if is_main_process():
         report.write_text(json.dumps(stage_report))
     elif stage_report["code"] != 0:  # what the main process says of it may be that this one has gone
         report.with_suffix(f".{get_rank()}.json").write_text(json.dumps(stage_report))
     return int(stage_report["code"])
+
+
+def _guard_lease_of_run(folder: Path) -> LeaseView | None:
+    """Starts the guard of a stage's process and returns a view of its run's lease. Returns None without such a run.
+
+    Raises LeaseLost where the lease is lost already.
+    """
+    path = folder / "stage.json"
+    described = read_json(path).get(RUN_LEASE) if path.exists() else None
+    return guard_lease(described) if described else None
 
 
 def _may_still_write(lease: LeaseView | None) -> bool:
@@ -119,10 +129,9 @@ def _remove_unfinished_files(folder: Path) -> None:
                 unfinished.unlink(missing_ok=True)
 
 
-def _run_stage_in_folder(
-    folder: Path, stage_job: dict[str, Any], lease: LeaseView | None, *, started: float, imported_before: float
-) -> None:
-    """Runs the stage that stage.json describes and writes its manifest. `lease`: that of its run, if one started it."""
+def _run_stage_in_folder(folder: Path, lease: LeaseView | None, *, started: float, imported_before: float) -> None:
+    """Reads stage.json, runs the stage and writes its manifest. `lease`: that of its run, if one started it."""
+    stage_job = read_json(folder / "stage.json")
     settings: Any = TypeAdapter[Any](AnyStage).validate_python(stage_job["settings"])
     runtime = Runtime.model_validate(stage_job["runtime"])
     context = Context(folder, stage_job["seed"], runtime, is_main=is_main_process())

@@ -28,7 +28,9 @@ CURVES = (
     ("value/explained", "variance the critic explains", "价值模型解释的方差"),
     ("grad_norm", "gradient norm", "梯度范数"),
     ("memory/peak_gib", "peak memory, GiB", "显存峰值（GiB）"),
+    ("memory/estimate_gib", "estimated memory, GiB", "显存估计值（GiB）"),
     ("speed/tokens_per_second", "tokens a second", "每秒 token 数"),
+    ("speed/mfu", "model-FLOP utilisation", "模型 FLOP 利用率"),
 )
 DONE, RUNNING, UNFINISHED = "done", "running", "unfinished"
 

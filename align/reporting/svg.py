@@ -208,4 +208,4 @@ def _format_tick(value: float) -> str:
     """Formats the number beside an axis tick as short text."""
     if value and (abs(value) < 0.001 or abs(value) >= 1e6):
         return f"{value:.1e}"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"

@@ -73,9 +73,9 @@ class ZeroParts:
             return
         norm = self.norms[is_value]
         if self._max_norm and not norm <= self._max_norm:  # as torch clips; a NaN stays one
-            gradient = self._groups[group].grad
-            assert gradient is not None
-            gradient.mul_(self._max_norm / (norm + 1e-6))
+            gradients = self._groups[group].grad
+            assert gradients is not None
+            gradients.mul_(self._max_norm / (norm + 1e-6))
         self._step_group(group)
 
     def _set_norms(self) -> None:

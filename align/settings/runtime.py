@@ -46,7 +46,8 @@ class Runtime(Strict):
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         default="auto",
-        description="attention implementation; auto = the fastest installed one that keeps packed rows apart",
+        description="attention implementation of every model that a stage runs itself; auto = the fastest installed "
+        "one that keeps packed rows apart. Completions are drawn with torch's where it is flash_attention_2",
     )
     generation_batch: int = Field(
         default=256, ge=1, le=65_536, description="completions decoded side by side, per process"

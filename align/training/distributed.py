@@ -139,7 +139,7 @@ def is_true_in_any_process(flag: bool) -> bool:
 
 def read_shard_names(folder: Path) -> list[str]:
     """Returns the names of the files that a distributed checkpoint of torch's lies in, of its own record of them."""
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     stored = FileSystemReader(folder).read_metadata().storage_data or {}
     return sorted({info.relative_path for info in stored.values()})

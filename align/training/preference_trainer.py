@@ -9,6 +9,7 @@ from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
+from qwen_align.align.models.bf16_weights import copy_in_bf16
 from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
 from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
@@ -51,9 +52,19 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         """Adds the reference's log-probs to the data set, for a loss that needs them. The policy is not trained yet."""
         if not self.preference_loss.needs_reference:
             return dataset
-        # As TRL does it: DeepSpeed has not placed the weights on the device yet, or has split them.
-        model = prepare_deepspeed(self.model, self.accelerator) if self.is_deepspeed_enabled else self.model
+        model = self._build_scoring_model() if self.is_deepspeed_enabled else self.model
         return add_reference_logps(self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(model, batch))
+
+    def _build_scoring_model(self) -> Any:
+        """Returns the policy as DeepSpeed is going to compute it, which has not placed its weights on the device yet.
+
+        In bf16 it is a copy. DeepSpeed would round the policy itself, and train from what is left.
+        """
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin.zero_stage == 3:  # in parts, as TRL does it
+            return prepare_deepspeed(self.model, self.accelerator)
+        in_bf16 = plugin.deepspeed_config.get("bf16", {}).get("enabled") is True
+        return (copy_in_bf16(self.model) if in_bf16 else self.model).to(self.args.device)
 
     def count_tokens(self, row: Row) -> int:
         """Returns how many tokens a pair has, its prompt's once."""

@@ -7,7 +7,7 @@ fetched in each forward pass, as DeepSpeed and FSDP2 do, would make it wait for 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,8 @@ def gather_weight(weight: Tensor, device: torch.device, dtype: torch.dtype | Non
         with zero.GatheredParameters([weight]):
             return weight.detach().to(device, dtype, copy=True)
     if isinstance(weight, DTensor):
-        whole: Tensor = cast("DTensor", weight.to(device)).full_tensor().to(dtype)
-        return whole
+        whole: Tensor = weight.to(device).full_tensor()  # type: ignore[attr-defined]  # `to` of a DTensor gives another
+        return whole.to(dtype)
     return weight.detach().to(device, dtype)
 
 

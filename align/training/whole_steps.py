@@ -53,6 +53,7 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     accelerator: Any
     state: Any
     is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
     model: Any
     optimizer: Any
     data_collator: Any
@@ -137,19 +138,22 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
 
     # --- processes
 
-    def _count_idle_passes(self, n_passes: int) -> int:
-        """Returns how many passes more another process makes.
+    @property
+    def _holds_parts(self) -> bool:
+        """Returns whether processes hold parts of weights or gradients, and so wait for each other in every pass."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
-        Under DeepSpeed processes may wait for each other in every pass; else only in the last one.
-        """
-        if not self.is_deepspeed_enabled:
-            return 0
-        return max(gather_objects(n_passes)) - n_passes
+    def _count_idle_passes(self, n_passes: int) -> int:
+        """Returns how many passes more another process makes, which this one has to make too where it holds parts."""
+        return max(gather_objects(n_passes)) - n_passes if self._holds_parts else 0
 
     def _sync_if_last(self, model: Any, is_last: bool) -> AbstractContextManager[Any]:
-        """Returns a context manager in which processes exchange gradients only in the last pass."""
+        """Returns a context manager in which processes exchange gradients only in the last pass.
+
+        Those that hold parts of the gradients exchange them in every pass: else each would hold all of them.
+        """
         self.accelerator.gradient_state._set_sync_gradients(is_last)
-        if is_last or self.is_deepspeed_enabled:
+        if is_last or self._holds_parts:
             return nullcontext()
         return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
 

@@ -273,6 +273,16 @@ class World:
         counts = machine_check.count_processes(stage), machine_check.count_nodes(stage)  # type: ignore[arg-type]
         return line[1:], launcher.uses_warm_server(stage), counts, device  # type: ignore[arg-type]
 
+    def strategy_arguments(self, runtime: Settings) -> Any:
+        """What DeepSpeed or FSDP2 is told. A file of the user's own is written where the runtime names one."""
+        from qwen_align.align.training.strategies import build_strategy_arguments
+
+        if "deepspeed" in runtime:
+            file = self.folder / runtime["deepspeed"]
+            file.write_text(json.dumps({"zero_optimization": {"stage": 2, "overlap_comm": True}}))
+            runtime = {**runtime, "deepspeed": str(file)}
+        return build_strategy_arguments(Runtime.model_validate(runtime), in_bf16=False)
+
     def engine_limits(self, runtime: Settings) -> Any:
         """How many rows the engine of a rollout decodes side by side, and what of cache and prompts it holds."""
         from qwen_align.align.generation.resumable import load_engine

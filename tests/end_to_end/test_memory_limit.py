@@ -47,7 +47,14 @@ def write_rows(path: Path) -> None:
     for number in range(N_SHORT + N_LONG):
         n_words = 8 if number < N_SHORT else 60
         said = " ".join(WORDS[(number + place) % len(WORDS)] for place in range(n_words))
-        rows.append({"messages": [{"role": "user", "content": "count"}, {"role": "assistant", "content": said}]})
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": f"count on from {number}"},
+                    {"role": "assistant", "content": said},
+                ]
+            }
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -3,9 +3,11 @@
 A cell is a kind, a strategy and two processes. Each kill is drawn by the seed: SIGKILL to one of a stage's processes or
 to all, or SIGTERM to one, as a scheduler sends it; while it loads, in a step, while it saves a checkpoint, or after it.
 The stage is then run again, until it ends, and its metrics and everything it hands on are compared with the untouched
-one's. All stages are forked from one warm server. Prints a table and ends with 1 where something differs.
+one's. With --continue-by the runs go on in other numbers of processes, where a strategy can. The first checkpoint of
+each cell is damaged in copies, file by file, and has to be passed over. All stages are forked from one warm server.
+Prints a table and ends with 1 where something differs.
 
-    PYTHONPATH=tests/fsdp2_on_gloo:... python tests/evidence/strategy_kills.py [--kills 50] [--cells sft:zero2,...]
+    PYTHONPATH=tests/fsdp2_on_gloo:.. python tests/evidence/strategy_kills.py [--kills 50] [--cells sft:zero2,..]
 """
 
 import argparse
@@ -28,6 +30,8 @@ from qwen_align.align.errors import AlignError
 from qwen_align.align.pipeline import run as run_module
 from qwen_align.align.pipeline.launcher import Launcher
 from qwen_align.align.pipeline.plan import plan
+from qwen_align.align.store import integrity
+from qwen_align.align.training import checkpoints
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.end_to_end import ladder
@@ -148,8 +152,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in line.items() if not name.startswith(MEASURED)} for line in lines]
 
 
-def compare(whole: Path, other: Path) -> str:
-    """Says whether a stage equals the untouched one: its outputs and metrics."""
+def compare(whole: Path, other: Path, tolerance: float) -> str:
+    """Says whether a stage equals the untouched one: its outputs and metrics, or its losses within a tolerance."""
     made = [json.loads((folder / "manifest.json").read_text())["outputs"] for folder in (whole, other)]
     one, two = read_metrics(whole), read_metrics(other)
     if made[0] == made[1] and one == two:
@@ -162,10 +166,47 @@ def compare(whole: Path, other: Path) -> str:
         for name in ("loss", "grad_norm")
         if name in x
     )
-    where = (
-        next(line["step"] for line, as_before in zip(two, one, strict=True) if line != as_before) if one != two else 0
-    )
-    return f"{'within' if off <= 1e-6 else 'DIFFERS:'} {off:.1e} from step {where}"
+    where = next((x["step"] for x, y in zip(one, two, strict=True) if x != y), "the end")
+    return f"{'within' if off <= tolerance else 'DIFFERS:'} {off:.1e} from step {where} on"
+
+
+def count_damages(checkpoint: Path, cell: Cell) -> tuple[int, list[str]]:
+    """Damages a checkpoint in copies, each file in each way. Returns how many there were, and those not noticed."""
+    number, missed = 0, []
+    names = [*integrity.list_files(checkpoint), "foreign.pt"]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            for way, damage in DAMAGES.items():
+                copy = Path(scratch, checkpoint.name)
+                shutil.copytree(checkpoint, copy)
+                if name == "foreign.pt":
+                    (copy / name).write_bytes(b"foreign")
+                else:
+                    damage(copy / name)
+                found = checkpoints.find_newest_checkpoint(Path(scratch), read_strategy_of(cell))
+                number += 1
+                if found.folder is not None or not found.damaged:
+                    missed.append(f"{name} {way}")
+                shutil.rmtree(copy)
+    return number, missed
+
+
+def read_strategy_of(cell: Cell) -> Any:
+    return cell.strategy.partition("+")[0]
+
+
+def flip_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "removed": lambda path: path.unlink(),
+    "flipped": flip_byte,
+}
+DAMAGED: dict[Cell, tuple[int, list[str]]] = {}
 
 
 def start_killer(launcher: SharedLauncher, home: Path, cell: Cell, kill: Kill, said: list[str]) -> threading.Thread:
@@ -215,7 +256,9 @@ def draw_kill(rng: random.Random, number: int) -> Kill:
     return Kill(moment, step, rng.uniform(*delays), TARGETS[(number // len(MOMENTS)) % len(TARGETS)], rng.randrange(2))
 
 
-def kill_and_continue(launcher: SharedLauncher, recipe: Path, home: Path, cell: Cell, kill: Kill) -> tuple[str, str]:
+def kill_and_continue(
+    launcher: SharedLauncher, recipe: Path, home: Path, cell: Cell, kill: Kill, continue_by: int | None, precision: str
+) -> tuple[str, str]:
     """Runs a cell, kills it and runs it to its end. Returns what happened and what it went on from."""
     said: list[str] = []
     thread = start_killer(launcher, home, cell, kill, said)
@@ -231,8 +274,14 @@ def kill_and_continue(launcher: SharedLauncher, recipe: Path, home: Path, cell: 
     went_on = ", ".join(steps) or ("the end" if (folder / "manifest.json").exists() else "the beginning")
     if left:
         went_on += f" (partial: {len(left)} files)"
+    if steps and cell not in DAMAGED:
+        DAMAGED[cell] = count_damages(folder / "checkpoints" / steps[-1], cell)
     if failed is None:
         return "ended by itself", went_on
+    if continue_by is not None:
+        recipe = write_cell_recipe(
+            recipe.parent / str(continue_by), cell._replace(processes=continue_by), precision=precision
+        )
     if failed := run_recipe(recipe, home):
         return f"FAILED to go on: {failed}", went_on
     return said[0], went_on
@@ -241,6 +290,8 @@ def kill_and_continue(launcher: SharedLauncher, recipe: Path, home: Path, cell: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--continue-by", type=int, nargs="*", help="numbers of processes that go on in turn; 2 without")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cells", help="kind:strategy, separated by commas; all without it")
     parser.add_argument("--home", type=Path, help="where the runs stay; deleted at the end without it")
@@ -262,7 +313,7 @@ def run_kills(launcher: SharedLauncher, cells: list[Cell], options: argparse.Nam
         cell = cells[number % len(cells)]
         kill = draw_kill(rng, number // len(cells) + number)
         folder = home / str(cell).replace(":", "_")
-        recipe = write_cell_recipe(folder, cell)
+        recipe = write_cell_recipe(folder, cell, precision=options.precision)
         if cell not in whole:
             failed = run_recipe(recipe, folder / "whole")
             whole[cell] = None if failed else find_stage_folder(folder / "whole", cell.kind)
@@ -275,13 +326,23 @@ def run_kills(launcher: SharedLauncher, cells: list[Cell], options: argparse.Nam
             continue
         for made in (folder / "whole" / "store").glob("build_data-*"):
             shutil.copytree(made, folder / str(number) / "store" / made.name)
-        happened, went_on = kill_and_continue(launcher, recipe, folder / str(number), cell, kill)
+        continue_by = options.continue_by[number % len(options.continue_by)] if options.continue_by else None
+        if continue_by is not None:
+            kill = kill._replace(moment="step", step=2, target="term")  # it saves, so that half of it is the other's
+        happened, went_on = kill_and_continue(
+            launcher, recipe, folder / str(number), cell, kill, continue_by, options.precision
+        )
         hits += happened == "killed"
         other = find_stage_folder(folder / str(number), cell.kind)
         assert other is not None
-        result = compare(untouched, other) if (other / "manifest.json").exists() else happened
+        tolerance = 1e-6 if continue_by is None else 1e-5
+        result = compare(untouched, other, tolerance) if (other / "manifest.json").exists() else happened
         wrong += "DIFFERS" in result or "FAILED" in result
-        print(f"| {cell} | {kill}: {happened} | {went_on} | {result} |", flush=True)
+        by = f", by {continue_by}" if continue_by else ""
+        print(f"| {cell}{by} | {kill}: {happened} | {went_on} | {result} |", flush=True)
+    for cell, (n_damages, missed) in DAMAGED.items():
+        wrong += bool(missed)
+        print(f"{cell}: {n_damages} damages of its checkpoint, not noticed: {', '.join(missed) or 'none'}", flush=True)
     seconds = time.monotonic() - began
     print(f"\n{hits} kills in {len(whole)} cells, {wrong} wrong; {seconds:.0f} s, seed {options.seed}", flush=True)
     return int(wrong > 0)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen_align.align.pipeline.deepspeed_operators import build_operator_environment, build_operators
+from qwen_align.align.settings.runtime import Runtime
 from tests.end_to_end import ladder
 
 FSDP2_ON_GLOO = Path(__file__).parents[1] / "fsdp2_on_gloo"
@@ -88,6 +90,9 @@ def run_cells(folder: Path, cells: Iterable[str], environment: Mapping[str, str]
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
+    if any(":zero" in cell for cell in cells):
+        started |= build_operator_environment()
+        build_operators(Runtime(), started, print)
     done = subprocess.run(
         [sys.executable, "-P", __file__, str(folder), *cells],
         env=started,

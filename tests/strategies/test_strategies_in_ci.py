@@ -1,8 +1,6 @@
-"""Each kind of stage with FSDP2, and with DDP, makes the steps of one process; DeepSpeed's cells are in test_matrix.py."""
+"""Each kind of stage, and each strategy, once: the steps of one process, its share of them held, the same model."""
 
 import importlib.util
-import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,37 +11,41 @@ from tests.strategies.checks import require_same_model, require_same_steps, requ
 
 pytestmark = pytest.mark.slow(seconds=60)
 
-# The others of DDP are in tests/end_to_end/test_two_processes.py.
-WITH_DDP = ["sft", "reward_model"]
+HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
+# DDP of the other kinds: end_to_end/test_two_processes.py.
+WITHOUT_DEEPSPEED = [*(f"{kind}:fsdp2:2" for kind in KINDS), "reward_model:ddp:2"]
+WITH_DEEPSPEED = ["sft:zero1:2", "dpo:zero2:2", "reward_model:zero3:2", "grpo:zero3:2:parameters"]
 
 
 @pytest.fixture(scope="module")
 def cells(made_once: Callable[..., Path]) -> dict[str, Cell]:
-    """Each kind in one process and with FSDP2 in two, some with DDP in two."""
-    names = [f"{kind}:{how}" for kind in KINDS for how in ("ddp:1", "fsdp2:2")]
-    return run_cells(made_once("strategies", lambda folder: None), [*names, *(f"{kind}:ddp:2" for kind in WITH_DDP)])
+    """The cells, and each kind in one process."""
+    names = [*(f"{kind}:ddp:1" for kind in KINDS), *WITHOUT_DEEPSPEED, *(WITH_DEEPSPEED if HAS_DEEPSPEED else [])]
+    return run_cells(made_once("strategies", lambda folder: None), names)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_fsdp2_makes_the_steps_of_one_process_and_holds_half(kind: str, cells: dict[str, Cell]) -> None:
-    cell, one = cells[f"{kind}:fsdp2:2"], cells[f"{kind}:ddp:1"]
+def require_what_one_process_makes(name: str, cells: dict[str, Cell]) -> None:
+    """Asserts that a cell makes what one process makes, and divides what its strategy says."""
+    kind, strategy, *_ = name.split(":")
+    cell, one = cells[name], cells[f"{kind}:ddp:1"]
     require_same_steps(cell, one)
-    require_shares(cell, one, "fsdp2")
+    require_shares(cell, one, strategy)
     require_same_model(cell, one)
 
 
-@pytest.mark.parametrize("kind", WITH_DDP)
-def test_ddp_makes_the_steps_of_one_process_and_holds_all(kind: str, cells: dict[str, Cell]) -> None:
-    cell, one = cells[f"{kind}:ddp:2"], cells[f"{kind}:ddp:1"]
-    require_same_steps(cell, one)
-    require_shares(cell, one, "ddp")
-    require_same_model(cell, one)
-    with pytest.raises(AssertionError):  # so a cell fails whose strategy the libraries have swapped for DDP
-        require_shares(cell, one, "fsdp2")
+@pytest.mark.parametrize("name", WITHOUT_DEEPSPEED)
+def test_two_processes_make_what_one_makes(name: str, cells: dict[str, Cell]) -> None:
+    require_what_one_process_makes(name, cells)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="test_matrix.py trains with it")
-def test_deepspeed_is_said_to_be_missing() -> None:
-    """Where DeepSpeed is not installed, its cells do not run; a run of the tests says so."""
-    warnings.warn("DeepSpeed is not installed: strategies zero1 to zero3 are tested by `make engines`", stacklevel=1)
-    pytest.skip("DeepSpeed is not installed: strategies zero1, zero2 and zero3 are tested by `make engines` alone")
+@pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not installed; `make engines` trains with it")
+@pytest.mark.parametrize("name", WITH_DEEPSPEED)
+def test_two_processes_make_what_one_makes_with_deepspeed(name: str, cells: dict[str, Cell]) -> None:
+    require_what_one_process_makes(name, cells)
+
+
+def test_a_cell_whose_strategy_was_swapped_for_ddp_fails(cells: dict[str, Cell]) -> None:
+    swapped, one = cells["reward_model:ddp:2"], cells["reward_model:ddp:1"]
+    require_shares(swapped, one, "ddp")
+    with pytest.raises(AssertionError):
+        require_shares(swapped, one, "fsdp2")

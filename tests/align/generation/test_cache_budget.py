@@ -43,7 +43,8 @@ def test_without_a_setting_a_process_takes_its_share_of_free_memory_less_what_a_
 
     alone = count_bytes()
     assert 1.99 * GIB < alone < 2 * GIB, "half of a machine's memory"
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert 0.49 * GIB < count_bytes() < 0.5 * GIB
     logits = 100_000 * 61 * 4
     assert count_bytes() - count_bytes(max_rows=100_000) >= 3 * logits

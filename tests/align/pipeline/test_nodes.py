@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import stat
 import sys
@@ -17,15 +18,18 @@ import yaml
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline import coordinator, follower, node_connection, node_place, node_plans
 from qwen_align.align.pipeline.coordinator import Coordinator
-from qwen_align.align.pipeline.launcher import StageExit
+from qwen_align.align.pipeline.launcher import StageExit, build_command
+from qwen_align.align.pipeline.machine_check import count_nodes
 from qwen_align.align.pipeline.node_connection import Connection, Listener, NotConnected, connect, make_secret
 from qwen_align.align.pipeline.node_place import ALONE, NodePlace, Rendezvous, find_rendezvous
 from qwen_align.align.pipeline.plan import Plan, PlannedStage
 from qwen_align.align.pipeline.plan import plan as make_plan
 from qwen_align.align.pipeline.run import run as run_plan
 from qwen_align.align.pipeline.stage_job import build_stage_job
+from qwen_align.align.settings.runtime import Runtime, split_among_processes, split_into_micro_batches
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training import distributed
+from qwen_align.reward import base
 
 LOCAL = "127.0.0.1"
 DATA = {"name": "data", "kind": "build_data", "builder": {"kind": "arithmetic", "rows": "trace", "n": 8, "steps": [1]}}
@@ -355,6 +359,16 @@ def test_a_lost_node_ends_all_processes_and_the_stage_begins_again_when_it_is_ba
     assert len(own.places) == 2
 
 
+def test_an_error_that_a_stage_says_ends_the_run_though_a_node_was_lost_too(world: World) -> None:
+    end, own = world.run(StageExit(3, "no rows", "said"))
+    node = world.join()
+    take(node, "accepted")
+    take(node, "start")
+    node.close()
+    assert end() == StageExit(3, "no rows", "said")
+    assert len(own.places) == 1
+
+
 def test_nodes_are_not_lost_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator, "MOST_LOSSES", 2)
     end, _ = world.run("killed", "killed")
@@ -499,6 +513,9 @@ def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     ran: list[str] = []
 
     class Processes:
+        def __init__(self, on_note: Callable[[str], None]) -> None:
+            pass
+
         def __enter__(self) -> "Processes":
             return self
 
@@ -509,6 +526,8 @@ def following(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
             pass
 
         def run_stage(self, stage: Any, folder: Path, poll_stop: Any, place: NodePlace, poll_kill: Any) -> StageExit:
+            if os.environ.get("NO_COMPILER"):
+                raise StageError("there is no compiler")
             ran.append(f"{stage.name} as {place.node} of {place.nodes}")
             wait_for(lambda: poll_stop() or poll_kill())
             ran.append("stopped" if poll_stop() else "killed")
@@ -565,6 +584,17 @@ def test_a_node_runs_what_it_has_planned_and_nothing_else(following: Callable[..
     assert (error.exit_code, str(error)) == (75, "node 0: stopped as asked")
 
 
+def test_what_prevents_a_stage_here_is_told_to_node_0(
+    following: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COMPILER", "1")
+    node_0, stage, _, _ = following()
+    connection = node_0.accept()
+    order(stage, connection, "first")
+    assert take(connection, "exit") == {"exit": "first", "code": 4, "message": "there is no compiler", "cause": "said"}
+    connection.send({"end": 4, "message": ""})
+
+
 def test_when_node_0_is_lost_processes_are_killed_and_it_is_waited_for(following: Callable[..., Any]) -> None:
     node_0, stage, ran, end = following()
     connection = node_0.accept()
@@ -608,6 +638,45 @@ def test_node_0_is_waited_for_no_longer_than_asked(following: Callable[..., Any]
 
 
 # --- processes
+
+
+def test_a_batch_is_divided_among_the_processes_of_all_nodes() -> None:
+    runtime = Runtime.model_validate({"nodes": 2, "processes": 3, "micro_batch": 8})
+    assert runtime.world_size == 6
+    assert split_among_processes(24, runtime) == 4
+    assert split_into_micro_batches(24, runtime) == (4, 1)
+    with pytest.raises(RecipeError, match=r"8 rows does not divide by runtime.processes: 3 on runtime.nodes: 2"):
+        split_among_processes(8, runtime)
+
+
+def test_a_stage_of_one_process_has_one_node(tmp_path: Path) -> None:
+    data, sft = plan_run(tmp_path, nodes=3).stages
+    assert [count_nodes(data.stage), count_nodes(sft.stage)] == [1, 3]
+    assert node_plans.count_run_nodes([data, sft]) == 3
+    line = build_command(sft.stage, tmp_path, tmp_path / "report", NodePlace(2, 3, "gpu01", 77))
+    assert line[line.index("--nproc_per_node") :][:10] == [
+        *("--nproc_per_node", "1", "--nnodes", "3", "--node_rank", "2", "--max_restarts", "0", "--master_addr", "gpu01")
+    ]
+    assert "--standalone" in build_command(sft.stage, tmp_path, tmp_path / "report")
+
+
+def test_processes_wait_for_each_other_for_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that draw, or that judge, one may take hours longer."""
+    from qwen_align.align.training.trl_arguments import _build_common_arguments
+
+    (_, sft) = plan_run(tmp_path).stages
+    settings: Any = sft.settings
+    arguments = _build_common_arguments(settings, sft.runtime, tmp_path, steps=1, seed=0)
+    assert arguments["ddp_timeout"] == 7 * 24 * 3600
+
+
+def test_those_that_judge_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_n_judging", 1)
+    n_cores = base.count_cores()
+    base.share_cores(2)
+    assert base.count_cores() == max(1, n_cores // 2)
+    base.share_cores(10**6)
+    assert base.count_cores() == 1
 
 
 def test_files_of_other_nodes_are_waited_for_and_those_of_this_one_are_not(

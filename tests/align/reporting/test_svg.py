@@ -103,3 +103,10 @@ def test_where_an_axis_has_one_value_it_is_named_once() -> None:
     drawn = svg.draw_curves([Curve([(7, 0.5)])], title="t")
     assert len(re.findall(">7</text>", drawn)) == 1
     assert len(re.findall(">3</text>", svg.draw_histogram([("", [3, 3], 0)], title="t"))) == 1
+
+
+def test_a_tick_of_thousands_has_its_digits() -> None:
+    picture = svg.draw_curves([Curve([(1, 466.2), (2, 1141.7)])], title="tokens a second")
+    ticks = [one.text for one in ElementTree.fromstring(picture).iter(f"{SVG}text")]
+    assert not [tick for tick in ticks if tick and "e+" in tick]
+    assert any(tick and tick.startswith("1,") for tick in ticks)

@@ -1,14 +1,16 @@
 """Hosts that share a folder over a file server, on a clock of its own: what others have written is seen late.
 
-The product's code takes, renews and gives back the leases. Made here are the server, delays of every listing, opening and
-reading, pauses of processes between any two calls, kills, clocks that go wrong, and who counts as writing when.
+The product's code takes, renews and gives back the leases. Made here are the server, delays of every listing, opening
+and reading, pauses of processes between any two calls, kills, clocks that go wrong, and who counts as writing when.
 """
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +65,9 @@ class World:
         self.server = Server()
         self.processes: list[Process] = []
         self.writers: list[Writer] = []
-        self.counts = {
-            "taken": 0,
-            "taken over": 0,
-            "refused": 0,
-            "lost": 0,
-            "published": 0,
-            "not published": 0,
-            "reset": 0,
-        }
+        self.counts = Counter[str]()
         self.problems: list[str] = []
+        self.linked: set[Process] = set()  # those that a run has linked the stage for: `prune` leaves it alone
         self._back = threading.Semaphore(0)
 
     def run(self) -> None:
@@ -211,7 +206,7 @@ class DelayedFiles(LeaseFiles):
 
 
 class Writer:
-    """The processes of a stage that was begun under a lease. They write until they are ended, or their guards end them."""
+    """The processes of a stage that was begun under a lease. They write until they end, or their guards end them."""
 
     def __init__(self, holder: Process, held: Lease) -> None:
         self.holder, self.name = holder, holder.name
@@ -240,11 +235,13 @@ def work(process: Process) -> None:
     while True:
         process.wait(rng.expovariate(1 / 40))
         watched: list[str] = []
+        world.linked.add(process)
         try:
             has_rank = rng.random() < 0.3
             held = take_lease(DelayedFiles(process), process.me, spans_hosts=has_rank, say=watched.append)
         except LeaseHeld:
             world.counts["refused"] += 1
+            world.linked.discard(process)
             continue
         writer = Writer(process, held)
         world.require_alone(writer, f"{process.name} took {held.number}")
@@ -255,15 +252,17 @@ def work(process: Process) -> None:
             if host == process.host or written <= world.now - rng.uniform(0, world.delay):
                 del world.server.partial[name]
         if has_rank:
-            Process(world, f"{process.host}'", f"{process.name}/rank of {held.number}", lambda one: rank(one, held))
+            Process(world, f"{process.host}'", f"{process.name}/rank of {held.number}", partial(rank, held=held))
         try:
             _work_under(process, held, writer)
         except Killed:
             writer.is_ended = True  # with its run
+            world.linked.discard(process)
             raise
         except LeaseLost:
             world.counts["lost"] += 1
             writer.is_ended = True
+        world.linked.discard(process)
 
 
 def _work_under(process: Process, held: Lease, writer: Writer) -> None:
@@ -330,7 +329,9 @@ def reset(process: Process) -> None:
     """Deletes the folder under its lease now and then, as `prune` does, from the first host."""
     world = process.world
     while True:
-        process.wait(process.rng.expovariate(1 / 120))
+        process.wait(process.rng.expovariate(1 / 60))
+        if world.linked:
+            continue
         try:
             held = take_lease(DelayedFiles(process), process.me, may_wait=False)
         except StageError:
@@ -338,6 +339,10 @@ def reset(process: Process) -> None:
         writer = Writer(process, held)
         world.require_alone(writer, f"{process.name} took {held.number} to delete all")
         world.writers.append(writer)
+        if world.linked:  # which the lease of runs/ rules out
+            writer.is_ended = True
+            held.end()
+            continue
         for number in sorted(world.server.names):
             world.server.unlink(number, world.now, process.host)
         world.counts["reset"] += 1

@@ -127,4 +127,4 @@ def test_a_second_process_is_refused_until_the_first_is_gone(holder: "subprocess
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with folder.hold_lease():
-        assert (tmp_path / "stage" / "lock").read_text() == str(os.getpid())
+        assert read_json(tmp_path / "stage" / "lease" / "2.json")["holder"]["pid"] == os.getpid()

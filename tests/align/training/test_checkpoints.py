@@ -202,7 +202,7 @@ def test_finishing_one_deletes_the_others_damaged_ones_too(tmp_path: Path) -> No
     assert checkpoints.find_newest_checkpoint(tmp_path).step == 7
 
 
-# What is written under each strategy in two processes: names of transformers, DeepSpeed 0.19 and torch 2.13, of real runs.
+# What real runs of two processes have written under each strategy: transformers, DeepSpeed 0.19 and torch 2.13.
 COMMON = ["trainer_state.json", "scheduler.pt", "rng_state_0.pth", "rng_state_1.pth"]
 ZERO_STATES = [f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
 WRITTEN = {
@@ -225,7 +225,7 @@ def test_one_from_which_training_would_go_on_otherwise_is_not_sealed(strategy: s
     written = WRITTEN[strategy]
     checkpoint_files.require_files("here", needed, [*written, "zero_to_fp32.py"])
     for missing in written:
-        with pytest.raises(StageError, match="here: no .* was saved"):
+        with pytest.raises(StageError, match=r"here: no .* was saved"):
             checkpoint_files.require_files("here", needed, [name for name in written if name != missing])
 
 
