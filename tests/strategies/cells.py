@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "held_out": {"from_data": ["problems"], "every_steps": 3},
         "runtime": {"micro_batch": 1},
     },
+    "warm": {"steps": 3, "ptx": None, "critic": {"kind": "head", "learning_rate": 1e-3, "warmup_steps": 3}},
     "skipped": {"kl": None, "rewards": [{"kind": "constant"}]},  # no step has anything to train on
 }
 
