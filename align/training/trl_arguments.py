@@ -74,7 +74,7 @@ def build_online_rl_arguments(
     common = _build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed)
     if (
         choose_strategy(runtime) == "zero3"
-    ):  # passes differ, of policy, critic or both: none foretells what the next needs
+    ):  # passes of policy, critic or both: none foretells the next
         common["deepspeed"]["zero_optimization"] |= {"stage3_prefetch_bucket_size": 0}
     return TrainingArguments(
         **common,
