@@ -16,7 +16,6 @@ from qwen_align.align.settings.training import Optimizer
 
 FSDP2_ON_CPUS = "QWEN_ALIGN_TESTS_FSDP2_ON_CPUS"  # set by tests, which patch accelerate to shard there
 
-PREFETCH = "stage3_prefetch_bucket_size"
 _BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
@@ -67,8 +66,6 @@ def list_file_faults(path: str, settings: Optimizer) -> Iterator[str]:
         yield f'gradient_clipping is {clipping}, and max_grad_norm {settings.max_grad_norm}; write "auto"'
     if isinstance(settings, OnlineRl):
         named = next((name for name in ("optimizer", "scheduler") if name in content), None)
-        if _get(content, "zero_optimization", PREFETCH, 0) not in (0, "auto"):
-            yield f"{PREFETCH} is said: passes of grpo and ppo differ, and none foretells the next; leave it out"
         if named:
             yield f"{named}: grpo and ppo build their own, of learning_rate, schedule and critic; leave it out"
         return

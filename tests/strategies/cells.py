@@ -58,7 +58,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "updates": {"epochs": 1},
         "prompts_per_step": 1,
         "completions_per_prompt": 3,
-        "rewards": [{"kind": "math_answer"}],
         "dynamic_sampling": {"max_prompts": 3},
         "async_steps": 1,
         "held_out": {"from_data": ["problems"], "every_steps": 3},

@@ -192,11 +192,6 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         (MINE, {**ZERO2, "bf16": {"enabled": True}}, "bf16.enabled is said: the recipe says the precision"),
         (MINE, {**ZERO2, "gradient_clipping": 0.5}, "gradient_clipping is 0.5, and max_grad_norm 1.0"),
         (MINE, {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "optimizer.params.lr is 0.001, and"),
-        (
-            {**RL, **MINE},
-            {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 1e8}},
-            "stage3_prefetch_bucket_size is said: passes of grpo and ppo differ",
-        ),
         ({**RL, **MINE}, {**ZERO2, "scheduler": {"type": "WarmupLR"}}, "scheduler: grpo and ppo build their own"),
     ],
 )

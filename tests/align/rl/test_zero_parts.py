@@ -4,6 +4,7 @@ The matrix of strategies trains with DeepSpeed itself (tests/strategies/).
 """
 
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.rl.zero_parts import ZeroParts
+from qwen_align.align.rl.zero_parts import ZeroParts, let_passes_differ
 
 
 class Zero:
@@ -98,6 +99,27 @@ def test_the_norms_of_a_step_that_was_left_out_are_no_numbers_of_the_step_before
     zero.gradients[0] = torch.tensor([inf])
     zero.step()
     assert parts.norms == {False: inf, True: inf}
+
+
+class Coordinator:
+    """What of ZeRO 3 fetches weights, and foresees them where it says that it has a trace."""
+
+    def is_complete_trace(self) -> bool:
+        return True
+
+    def is_record_trace(self) -> bool:
+        return True
+
+
+def test_nothing_is_foreseen_of_passes_that_differ() -> None:
+    coordinator = Coordinator()
+    zero: Any = SimpleNamespace(parameter_offload=SimpleNamespace(get_param_coordinator=lambda: coordinator))
+    let_passes_differ(zero)
+    assert not coordinator.is_complete_trace()
+    assert not coordinator.is_record_trace()
+    other: Any = SimpleNamespace(parameter_offload=SimpleNamespace(get_param_coordinator=object))
+    with pytest.raises(StageError, match="object has no is_complete_trace, is_record_trace"):
+        let_passes_differ(other)
 
 
 def test_an_optimiser_that_clips_otherwise_is_refused() -> None:
