@@ -33,7 +33,7 @@ from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
-from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy, uses_deepspeed
 from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
@@ -71,7 +71,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
     )
     start_strategy(args, runtime, out)
-    reference = _load_reference(algorithm, source, attention)
+    reference = _load_reference(algorithm, source, context, attention)
     actor = _build_actor(algorithm, source, inputs, context, attention)
     trainer = OnlineTrainer(
         actor,
@@ -134,7 +134,7 @@ def _build_actor(
     return Actor(policy, temperature, critic, attention=attention)
 
 
-def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor | None:
+def _load_reference(algorithm: Algorithm, source: Path, context: Context, attention: str) -> Actor | None:
     """Loads the reference policy as a separate model.
 
     Returns None without a KL penalty, or if it is the policy without its adapters.
@@ -143,7 +143,7 @@ def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor
     if spec.kl is None or spec.lora:
         return None
     model = loading.load_model(source, "fp32")
-    if spec.precision == "bf16":
+    if spec.precision == "bf16" and not uses_deepspeed(context.runtime):  # which casts as it casts the policy
         hold_frozen_in_bf16(model)
     return Actor(model, spec.sampling.resolve_for_policy().temperature, attention=attention)
 
