@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from qwen_align.align.models.bf16_weights import copy_in_bf16
+from qwen_align.align.training.fsdp2 import shard_trained_model
 from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
 from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
@@ -54,6 +56,7 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         """Adds the reference's log-probs to the data set, for a loss that needs them. The policy is not trained yet."""
         if not self.preference_loss.needs_reference:
             return dataset
+        shard_trained_model(self)
         with self._open_scoring_model() as model:
             score = partial(self.compute_ref_log_probs, model)
             return add_reference_logps(self, dataset, batch_size, score)
@@ -68,6 +71,8 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is None:
             yield self.model
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()  # an optimiser has to find the shards
         elif plugin.zero_stage == 3:
             engine = prepare_deepspeed(self.model, self.accelerator)
             yield engine
