@@ -176,6 +176,13 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         ),
         ({"optimizer": "adamw_8bit", "runtime": {"strategy": "zero1"}}, {}, "adamw_8bit: does not run under strategy"),
         ({**RL, "trainer": "trl", "runtime": {"strategy": "zero3"}}, {}, "trainer: trl runs with strategy ddp alone"),
+        (
+            {**RL, "engine": {"kind": "vllm"}, "runtime": {"strategy": "zero3"}},
+            {},
+            "engine: vllm is not sent weights that processes",
+        ),
+        ({**RL, "lora": {**LORA, "dora": True}, "runtime": {"strategy": "fsdp2"}}, {}, "lora.dora: its magnitudes are"),
+        ({**RL, "lora": {**LORA, "dora": True}, "runtime": {"strategy": "zero2"}}, {}, None),
         (MINE, ZERO2, None),
         (MINE, {**ZERO2, "train_micro_batch_size_per_gpu": "auto", "bf16": {"enabled": "auto"}}, None),
         (MINE, {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-8}}}, None),
