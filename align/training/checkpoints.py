@@ -216,6 +216,8 @@ def find_newest_checkpoint(home: Path, strategy: Strategy = "ddp") -> ResumePoin
             saved_by = read_saved_by(record)
             if obstacle := find_obstacle(saved_by, SavedBy(strategy, get_world_size())):
                 raise StageError(f"{folder}: {obstacle}")
+            for name in record["files"]:  # this process reads others than it has verified
+                wait_until_visible(folder / name)
             return ResumePoint(folder, damaged, saved_by)
         damaged.append(f"{folder}: {damage}")
     return ResumePoint(None, damaged)

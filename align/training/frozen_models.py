@@ -7,6 +7,8 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
+from qwen_align.align.training.fsdp2 import shard_for_accelerator
+
 # What of DeepSpeed's settings is for an optimiser, which a frozen model has not.
 OF_OPTIMIZER = ("optimizer", "scheduler", "gradient_clipping")
 
@@ -19,9 +21,8 @@ def prepare_frozen(model: nn.Module, accelerator: Any) -> Any:
     """
     model.eval().requires_grad_(False)
     if accelerator.distributed_type == DistributedType.FSDP:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        return _Resharded(fsdp2_prepare_model(accelerator, model))
+        shard_for_accelerator(model, accelerator)
+        return _Resharded(model)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         if accelerator.state.deepspeed_plugin.zero_stage == 3:

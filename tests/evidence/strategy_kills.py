@@ -345,7 +345,7 @@ def run_kills(launcher: SharedLauncher, cells: list[Cell], options: argparse.Nam
         print(f"{cell}: {n_damages} damages of its checkpoint, not noticed: {', '.join(missed) or 'none'}", flush=True)
     seconds = time.monotonic() - began
     print(f"\n{hits} kills in {len(whole)} cells, {wrong} wrong; {seconds:.0f} s, seed {options.seed}", flush=True)
-    return int(wrong > 0)
+    return int(wrong > 0 or hits == 0)
 
 
 if __name__ == "__main__":

@@ -308,6 +308,7 @@ def test_weights_that_are_half_written_are_not_saved(is_updating: bool, saves: b
         model=torch.nn.Linear(1, 1),
         last_saved_step=2,
         is_deepspeed_enabled=False,
+        is_fsdp_enabled=False,
         _save_checkpoint=lambda model, trial: saved.append(model),
     )
     guard = StepGuard(Context(tmp_path, 0, Runtime()))
