@@ -36,7 +36,7 @@ from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
-from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy, uses_deepspeed
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
@@ -151,7 +151,7 @@ def _load_reference(algorithm: Algorithm, source: Path, context: Context, attent
     if spec.kl is None or spec.lora:
         return None
     model = loading.load_model(source, "fp32", mesh=_build_mesh(context))
-    if spec.precision == "bf16" and not uses_deepspeed(context.runtime):  # which casts as it casts the policy
+    if spec.precision == "bf16" and choose_strategy(context.runtime) == "ddp":  # others cast it as they do the policy
         hold_frozen_in_bf16(model)
     return Actor(partition_with_zero3(model), spec.sampling.resolve_for_policy().temperature, attention=attention)
 

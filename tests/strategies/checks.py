@@ -14,6 +14,7 @@ from tests.strategies.cells import Cell
 
 N_STEPS = 6
 TOLERANCE = 1e-4  # relative, of losses and norms of gradients in fp32
+WHOLE = 1.001  # DeepSpeed pads what it flattens by some bytes
 LARGEST_SHARE = 0.6  # of what one process holds, for two that divide it
 DISTRIBUTED_TYPES = {"ddp": "MULTI_CPU", "fsdp2": "FSDP", **dict.fromkeys(ZERO_STAGES, "DEEPSPEED")}
 
@@ -44,7 +45,7 @@ def require_shares(cell: Cell, one: Cell, strategy: str) -> None:
         for name, is_divided in shares.items():
             share = held["bytes"][name] / whole["bytes"][name]
             assert share > 0.4
-            assert share <= (LARGEST_SHARE if is_divided else 1.0), (name, share)
+            assert share <= (LARGEST_SHARE if is_divided else WHOLE), (name, share)
         for name, of in {"masters": "parameters", "master_gradients": "gradients"}.items():  # DeepSpeed's, in fp32
             assert held["bytes"][name] <= LARGEST_SHARE * whole["bytes"][of], name
 
