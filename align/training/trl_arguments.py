@@ -19,6 +19,7 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime, split_among_processes, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
+from qwen_align.align.settings.strategy import choose_strategy
 from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.training.distributed import TIMEOUT, get_world_size
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES

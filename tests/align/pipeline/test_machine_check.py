@@ -169,6 +169,11 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         ),
         ({"runtime": {"strategy": "fsdp2"}}, {}, "runtime.strategy: fsdp2: one process has nobody to share with"),
         ({"lora": NF4, "runtime": {"strategy": "fsdp2"}}, {}, "base_weights: nf4: does not run under strategy fsdp2"),
+        (
+            {"lora": {"rank": 4, "alpha": 8, "dora": True}, "runtime": {"strategy": "zero3"}},
+            {},
+            "strategy: zero3: lora.dora: DoRA starts with norms of whole weights",
+        ),
         ({"optimizer": "adamw_8bit", "runtime": {"strategy": "zero1"}}, {}, "adamw_8bit: does not run under strategy"),
         ({**RL, "trainer": "trl", "runtime": {"strategy": "zero3"}}, {}, "trainer: trl runs with strategy ddp alone"),
         (
@@ -190,6 +195,7 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         (MINE, {**ZERO2, "gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4: the recipe says"),
         (MINE, {**ZERO2, "fp16": {"enabled": True}}, "fp16 is enabled: weights are trained in fp32 or bf16"),
         (MINE, {**ZERO2, "bf16": {"enabled": True}}, "bf16.enabled is said: the recipe says the precision"),
+        (MINE, {**ZERO2, "torch_autocast": {"enabled": True}}, "torch_autocast is said: the recipe says the precision"),
         (MINE, {**ZERO2, "gradient_clipping": 0.5}, "gradient_clipping is 0.5, and max_grad_norm 1.0"),
         (MINE, {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "optimizer.params.lr is 0.001, and"),
         ({**RL, **MINE}, {**ZERO2, "scheduler": {"type": "WarmupLR"}}, "scheduler: grpo and ppo build their own"),
