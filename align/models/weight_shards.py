@@ -97,8 +97,11 @@ def replace_parameters(model: nn.Module, build: Callable[[Tensor], Tensor | None
                 built = build(weight)
                 if built is None:
                     continue
-                is_parameter = isinstance(built, nn.Parameter)
-                new[id(weight)] = built if is_parameter else nn.Parameter(built, requires_grad=weight.requires_grad)
+                new[id(weight)] = (
+                    built
+                    if isinstance(built, nn.Parameter)
+                    else nn.Parameter(built, requires_grad=weight.requires_grad)
+                )
                 kept.append(weight)
             module._parameters[name] = new[id(weight)]
 

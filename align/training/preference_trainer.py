@@ -73,6 +73,8 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is None:
             yield self.model
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()  # an optimiser has to find the shards
         elif plugin.zero_stage == 3:
             engine = prepare_deepspeed(self.model, self.accelerator)
             yield engine
