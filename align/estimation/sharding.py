@@ -19,17 +19,13 @@ _FP32, _BF16 = 4, 2
 class Spread(NamedTuple):
     """How a stage's runtime spreads a model that is trained over `n` processes.
 
-    in_bf16: DeepSpeed trains bf16 weights and keeps fp32 ones, the masters, beside the optimiser's state. FSDP2 keeps
-    fp32 shards and gathers them in bf16.
+    DeepSpeed keeps a shard of the fp32 weights beside the optimiser's state, the masters, also where the model's are
+    fp32. FSDP2 keeps fp32 shards and gathers them in bf16.
     """
 
     runtime: Runtime
     model: TrainedModel
     n: int
-
-    @property
-    def in_bf16(self) -> bool:
-        return self.model.autocast and choose_strategy(self.runtime) in ZERO_STAGES
 
     def divide(self, phase: str, parts: Parts) -> Parts:
         """Returns the bytes of a phase on each process, given those of a process that holds everything."""
@@ -38,8 +34,8 @@ class Spread(NamedTuple):
             return parts
         sharding, offload, n = SHARDINGS[strategy], self.runtime.offload, self.n
         divided = dict(parts)
-        if self.in_bf16:
-            divided = self._hold_bf16_weights(divided)
+        if strategy in ZERO_STAGES:
+            divided["masters"] = float(_FP32 * self.model.trained)
         of_parameters = 1 / n if sharding.parameters else 1.0
         of_gradients = 1 / n if sharding.gradients else 1.0
         for part, share in {
@@ -61,26 +57,14 @@ class Spread(NamedTuple):
             divided["gathered"] = self._count_gathered(whole=phase == "draw")
         if strategy in ("zero1", "zero2") and phase == "update":
             reduced = min(REDUCED_NUMBERS, self.model.trained)
-            divided["exchange"] = float(reduced * (_BF16 if self.in_bf16 else _FP32))
+            divided["exchange"] = float(reduced * _FP32)
         return divided
-
-    def _hold_bf16_weights(self, parts: Parts) -> Parts:
-        """Returns the parts where trained weights are bf16 and have fp32 masters; nothing is cast then."""
-        model, held = self.model, dict(parts)
-        if model.lora is None:
-            held["weights"] = held.get("weights", 0.0) * _BF16 / _FP32
-        elif "adapters" in held:
-            held["adapters"] *= _BF16 / _FP32
-        held["masters"] = float(_FP32 * model.trained)
-        held["casts"] = held["drawing copy"] = 0.0
-        return held
 
     def _count_gathered(self, *, whole: bool) -> float:
         """Returns the bytes of the weights that are whole for a moment: all to draw, else two layers and the ends."""
         shape: ModelShape = self.model.shape
-        other_bytes = _BF16 if self.model.autocast and not whole else self.model.other_bytes
-        if self.in_bf16:
-            other_bytes = _BF16
+        is_gathered_in_bf16 = self.model.autocast and choose_strategy(self.runtime) == "fsdp2" and not whole
+        other_bytes = _BF16 if is_gathered_in_bf16 else self.model.other_bytes
         linear_bytes = other_bytes if self.model.lora is None else self.model.base_bytes
         ends = float((shape.embeddings + shape.head) * other_bytes)
         layers = shape.linear * linear_bytes

@@ -112,7 +112,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         self._is_first_update = True  # of its batch's optimiser steps
         self._unfinished: UnfinishedStep | None = None
         self._sums: Sums = {}
-        self.scorer = Scorer(self._pack_micro_batches, self.accelerator.autocast, self.args.device)
+        # As accelerate's, and also for a whole reference beside a policy that DeepSpeed runs under its own autocast.
+        in_bf16 = settings.precision == "bf16"
+        autocast = partial(torch.autocast, self.args.device.type, dtype=torch.bfloat16, enabled=in_bf16)
+        self.scorer = Scorer(self._pack_micro_batches, autocast, self.args.device)
         rollout_source.score_drawn = self._score_drawn
         self._zero_parts: ZeroParts | None = None
         self._is_zero_prepared = False

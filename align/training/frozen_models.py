@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
@@ -23,13 +22,8 @@ def prepare_frozen(model: nn.Module, accelerator: Any) -> Any:
     if accelerator.distributed_type == DistributedType.FSDP:
         shard_for_accelerator(model, accelerator)
         return _Resharded(model)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        config = accelerator.state.deepspeed_plugin.deepspeed_config
-        if accelerator.state.deepspeed_plugin.zero_stage == 3:
-            return _shard_by_deepspeed(model, config)
-        if config.get("bf16", {}).get("enabled") is True:
-            for weight in model.parameters():
-                weight.data = weight.data.to(torch.bfloat16)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
+        return _shard_by_deepspeed(model, accelerator.state.deepspeed_plugin.deepspeed_config)
     return model.to(accelerator.device)
 
 

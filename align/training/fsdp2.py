@@ -85,7 +85,7 @@ def _send_from_first(model: nn.Module, mesh: DeviceMesh) -> None:
     whole = [one.data for one in (*model.parameters(), *model.buffers()) if not one.is_meta and one.numel()]
     for tensor in whole:
         sent = tensor.to(mesh.device_type).contiguous()
-        torch.distributed.broadcast(sent, src=0, group=mesh.get_group())
+        broadcast_tensor_from_main(sent, mesh.get_group())
         tensor.copy_(sent)
 
 

@@ -12,11 +12,11 @@ from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
-from qwen_align.align.models.bf16_weights import copy_in_bf16
 from qwen_align.align.training.fsdp2 import shard_trained_model
 from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
 from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
+from qwen_align.align.training.strategies import open_deepspeed_autocast
 from qwen_align.align.training.whole_steps import Batch, Row, WholeSteps
 
 
@@ -58,15 +58,17 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
             return dataset
         shard_trained_model(self)
         with self._open_scoring_model() as model:
-            score = partial(self.compute_ref_log_probs, model)
-            return add_reference_logps(self, dataset, batch_size, score)
+            dataset = add_reference_logps(self, dataset, batch_size, partial(self.compute_ref_log_probs, model))
+        if isinstance(model, FSDPModule):
+            model.reshard()  # an optimiser has to find the shards
+        return dataset
 
     @contextmanager
     def _open_scoring_model(self) -> Iterator[Any]:
         """Provides the policy as it is going to be computed. DeepSpeed has not placed its weights on the device yet.
 
-        In bf16 it is a copy: DeepSpeed would round the policy itself, and train from what is left. Under ZeRO-3 it is
-        the policy in parts, in an engine whose hooks go afterwards: with those of two the weights would stay whole.
+        Under ZeRO-3 it is the policy in parts, in an engine whose hooks go afterwards: with those of two the weights
+        would stay whole while it is trained.
         """
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is None:
@@ -79,8 +81,8 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
             engine.optimizer.partition_all_parameters()
             engine.destroy()
         else:
-            in_bf16 = plugin.deepspeed_config.get("bf16", {}).get("enabled") is True
-            yield (copy_in_bf16(self.model) if in_bf16 else self.model).to(self.args.device)
+            with open_deepspeed_autocast(self.accelerator, self.args.device):
+                yield self.model.to(self.args.device)
 
     def count_tokens(self, row: Row) -> int:
         """Returns how many tokens a pair has, its prompt's once."""

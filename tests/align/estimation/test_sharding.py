@@ -40,9 +40,9 @@ def get_parts(settings: Any, phase: str, strategy: str, **runtime: Any) -> dict[
     ("strategy", "weights", "gradients", "masters", "moments"),
     [
         ("ddp", 4 * P, 4 * P, 0, 8 * P),
-        ("zero1", 2 * P, 4 * P, 4 * P / 8, P),
-        ("zero2", 2 * P, 4 * P / 8, 4 * P / 8, P),
-        ("zero3", 2 * P / 8, 4 * P / 8, 4 * P / 8, P),
+        ("zero1", 4 * P, 4 * P, 4 * P / 8, P),
+        ("zero2", 4 * P, 4 * P / 8, 4 * P / 8, P),
+        ("zero3", 4 * P / 8, 4 * P / 8, 4 * P / 8, P),
         ("fsdp2", 4 * P / 8, 4 * P / 8, 0, P),
     ],
 )
@@ -53,27 +53,27 @@ def test_the_state_of_full_training_in_bf16(
     assert (parts["weights"], parts.get("masters", 0), parts["optimiser"]) == (weights, masters, moments)
     updated = get_parts(SFT, "update", strategy)
     assert updated["gradients"] == pytest.approx(gradients, rel=0.05)  # at its worst moment one layer's may be missing
-    assert updated.get("exchange", 0) == (2 * REDUCED_NUMBERS if strategy in ("zero1", "zero2") else 0)
+    assert updated.get("exchange", 0) == (4 * REDUCED_NUMBERS if strategy in ("zero1", "zero2") else 0)
 
 
 def test_layers_are_whole_while_they_are_computed_and_the_model_while_it_draws() -> None:
     ends, layer = SHAPE.embeddings + SHAPE.head, SHAPE.linear / SHAPE.n_layers
-    for strategy in ("zero3", "fsdp2"):
-        assert get_parts(SFT, "update", strategy)["gathered"] == pytest.approx(2 * (ends + 2 * layer))
-    assert get_parts(GRPO, "draw", "zero3")["gathered"] == pytest.approx(2 * (ends + SHAPE.linear))
-    assert get_parts(GRPO, "draw", "fsdp2")["gathered"] == pytest.approx(4 * (ends + SHAPE.linear))
+    for strategy, gathered_bytes in {"zero3": 4, "fsdp2": 2}.items():
+        gathered = get_parts(SFT, "update", strategy)["gathered"]
+        assert gathered == pytest.approx(gathered_bytes * (ends + 2 * layer))
+        assert get_parts(GRPO, "draw", strategy)["gathered"] == pytest.approx(4 * (ends + SHAPE.linear))
     assert "gathered" not in get_parts(SFT, "update", "zero2")
 
 
 def test_what_is_offloaded_is_not_on_the_device() -> None:
     parts = get_parts(SFT, "save", "zero3", offload="optimizer")
-    assert (parts["weights"], "masters" in parts, "optimiser" in parts) == (2 * P / 8, False, False)
+    assert (parts["weights"], "masters" in parts, "optimiser" in parts) == (4 * P / 8, False, False)
     parts = get_parts(SFT, "save", "zero3", offload="parameters")
     assert not {"weights", "masters", "optimiser"} & set(parts)
 
 
 def test_14b_is_trained_in_full_on_eight_cards_that_hold_none_of_it_alone() -> None:
-    """16 bytes a parameter are 236 GB, of which an eighth is 30."""
+    """16 bytes a parameter are 236 GB, of which an eighth is 30; the weights alone are 59 GB."""
     verdicts = {}
     for strategy in ("ddp", "zero2", "zero3", "fsdp2"):
         runtime = Runtime(processes=8, strategy=strategy, micro_batch=1, gradient_checkpointing=True)
@@ -81,4 +81,4 @@ def test_14b_is_trained_in_full_on_eight_cards_that_hold_none_of_it_alone() -> N
         found = estimate_stage(SFT, runtime, build_qwen3_config("14B"), device)
         assert found is not None
         verdicts[strategy] = found.judge(device)
-    assert verdicts == {"ddp": "does not fit", "zero2": "fits", "zero3": "fits", "fsdp2": "fits"}
+    assert verdicts == {"ddp": "does not fit", "zero2": "does not fit", "zero3": "tight", "fsdp2": "fits"}
