@@ -16,6 +16,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.models.bf16_weights import round_to_bf16
 from qwen_align.align.models.model_description import ModelFiles, parse_hub_model
 from qwen_align.align.models.weight_headers import ADAPTER_CONFIG
+from qwen_align.align.models.weight_shards import gather_in_forward, gather_layer, hide_shards
 from qwen_align.align.store.files import read_json, write_json, write_text
 
 STACKED_CONFIG = "stacked_adapter_config.json"
@@ -41,7 +42,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> Any:
     name = STACKED_CONFIG if (folder / STACKED_CONFIG).exists() else ADAPTER_CONFIG
     config = PeftConfig.from_peft_type(**PeftConfig.from_json_file(str(folder / name)))
     config.inference_mode = True
-    adapted = get_peft_model(model, config)
+    with hide_shards(model):  # DoRA starts with norms of the weights, and then has those of its file
+        adapted = get_peft_model(model, config)
     missing = adapted.load_adapter(str(folder), "default").missing_keys
     if missing:
         raise StageError(f"{folder}: its weights lack {len(missing):,} of the adapter's tensors, such as {missing[0]}")
@@ -56,7 +58,8 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     adapted = load_adapter(model, folder)
     probe = torch.arange(64).remainder(model.config.get_text_config().vocab_size).view(_PROBE)
     is_mixture = any(".experts." in name for name, _ in model.named_parameters())
-    with torch.no_grad():  # weights that are made in inference mode could never be trained
+    # Weights that are made in inference mode could never be trained.
+    with torch.no_grad(), gather_in_forward(model, needs_whole=(BaseTunerLayer,)):
         expected = adapted(input_ids=probe).logits
         merged = merge_and_unload(adapted)
         actual = merged(input_ids=probe).logits
@@ -74,14 +77,22 @@ def merge_and_unload(adapted: Any) -> Any:
     """
     for name, module in adapted.named_modules():
         if isinstance(module, BaseTunerLayer):
-            weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
-            if weight.dtype == torch.bfloat16:
-                weight.data = weight.data.float()
-                module.merge()
-                weight.data = round_to_bf16(weight.data, name)
+            with gather_layer(module, changes=True):
+                _merge_layer(module, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that layers are merged already
         return adapted.merge_and_unload()
+
+
+def _merge_layer(module: Any, name: str) -> None:
+    """Merges the adapter of one layer of a PEFT model; `name`: what the rounding of bf16 weights is drawn from."""
+    weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
+    is_bf16 = weight.dtype == torch.bfloat16
+    if is_bf16:
+        weight.data = weight.data.float()
+    module.merge()
+    if is_bf16:
+        weight.data = round_to_bf16(weight.data, name)
 
 
 def require_equal_logits(actual: torch.Tensor, expected: torch.Tensor, what: str, *, is_mixture: bool = False) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qwen_align.align.models.fp32_head import Fp32Linear
+from qwen_align.align.models.weight_shards import get_held_numbers, is_shard
+from qwen_align.align.training.distributed import is_true_in_any_process
 
 NUMBERS_AT_ONCE = 1 << 24  # numbers; 64 MiB of fp32 at a time
 
@@ -72,8 +74,14 @@ def _cast_once(parameter: Tensor, cast: dict[int, Tensor]) -> Tensor:
 
 
 def _fits_bf16(weight: Tensor) -> bool:
-    """Returns whether bf16 holds all numbers of a weight exactly."""
-    flat = weight.detach().flatten()
+    """Returns whether bf16 holds all numbers of a weight exactly; of a shard, those of all processes."""
+    fits = _fits_in_this_process(get_held_numbers(weight.detach()))
+    return not is_true_in_any_process(not fits) if is_shard(weight) else fits
+
+
+def _fits_in_this_process(weight: Tensor) -> bool:
+    """Returns whether bf16 holds all of these numbers exactly."""
+    flat = weight.flatten()
     parts = (flat[start : start + NUMBERS_AT_ONCE] for start in range(0, len(flat), NUMBERS_AT_ONCE))
     return all(torch.equal(part.to(torch.bfloat16).to(part.dtype), part) for part in parts)
 

@@ -9,11 +9,12 @@ from torch.nn import functional
 
 
 class Fp32Linear(nn.Linear):
-    """A linear layer with fp32 weights that also under autocast computes in fp32."""
+    """A linear layer with fp32 weights that computes in fp32, under autocast and where DeepSpeed has it in bf16."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias=bias, dtype=torch.float32)
 
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
-            return functional.linear(input.float(), self.weight, self.bias)
+            bias = None if self.bias is None else self.bias.float()
+            return functional.linear(input.float(), self.weight.float(), bias)

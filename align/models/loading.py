@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,11 +37,12 @@ from qwen_align.align.models.tensor_comparison import build_tied_error
 from qwen_align.align.models.tensor_table import Head, ties_head
 from qwen_align.align.models.weight_check import check_weights, refuse_adapter_alone, refuse_stray_adapter
 from qwen_align.align.models.weight_precision import Precision, Trained, read_precision, resolve_precision
+from qwen_align.align.models.weight_shards import get_held_numbers, has_shards, load_as_shards
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import check_tokenizer_fits_model
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.store.files import read_json, write_json
-from qwen_align.align.training.distributed import get_local_rank
+from qwen_align.align.training.distributed import gather_objects, get_local_rank
 from qwen_align.align.training.out_of_memory import is_out_of_memory
 
 # What the folder of a tokenizer may hold; copied unchanged, so a tuned model keeps its inference template.
@@ -131,30 +133,38 @@ def resolve_settings(settings: Trained, source: Path) -> Trained:
 
 
 def load_model(
-    folder: Path, precision: Precision | Literal["auto"] = "auto", *, needs_head: bool = True
+    folder: Path,
+    precision: Precision | Literal["auto"] = "auto",
+    *,
+    needs_head: bool = True,
+    mesh: DeviceMesh | None = None,
 ) -> PreTrainedModel:
     """Loads a model and merges its adapters, on the CPU; auto = in the precision of its files.
 
-    `needs_head`: false where a new head takes the place of the model's own, which may then be missing. Raises
-    StageError when a merged adapter's logits differ from the adapter's own.
+    `needs_head`: false where a new head takes the place of the model's own, which may then be missing. `mesh`: the
+    processes that each load a shard. Raises StageError when a merged adapter's logits differ from the adapter's own.
     """
     held = find_precision(folder) if precision == "auto" else precision
-    return load_with_adapters(locate_model_files(folder), held, needs_head=needs_head)
+    return load_with_adapters(locate_model_files(folder), held, needs_head=needs_head, mesh=mesh)
 
 
-def load_model_to_train(source: Path, settings: Trained, *, needs_head: bool = True) -> PreTrainedModel:
+def load_model_to_train(
+    source: Path, settings: Trained, *, needs_head: bool = True, mesh: DeviceMesh | None = None
+) -> PreTrainedModel:
     """Loads the model that a stage with resolved settings trains: fp32 weights, or the frozen base of its adapters.
 
     Weights that are trained are fp32 whatever the precision: AdamW's steps in bf16 weights would round to nothing.
     """
     base_weights = settings.lora.base_weights if settings.lora else "fp32"
     assert base_weights in ("fp32", "bf16"), "a base in 4 bits is that of quantized_base"
-    return load_model(source, base_weights, needs_head=needs_head)
+    return load_model(source, base_weights, needs_head=needs_head, mesh=mesh)
 
 
-def load_with_adapters(files: ModelFiles, precision: Precision, *, needs_head: bool = True) -> PreTrainedModel:
+def load_with_adapters(
+    files: ModelFiles, precision: Precision, *, needs_head: bool = True, mesh: DeviceMesh | None = None
+) -> PreTrainedModel:
     """Loads a base model and merges its adapters into it, as `load_model` does."""
-    model = load_base_model(fetch_base_folder(files), "lm_head" if needs_head else None, precision)
+    model = load_base_model(fetch_base_folder(files), "lm_head" if needs_head else None, precision, mesh=mesh)
     for adapter in files.adapters:
         model = merge_adapter(model, adapter)
     return model.requires_grad_(True)  # peft has frozen what it adapted
@@ -165,27 +175,30 @@ def load_base_model(
     head: Head | None = "lm_head",
     precision: Precision | Literal["auto"] = "auto",
     more: Mapping[str, Any] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> PreTrainedModel:
     """Loads a model from one folder: a causal language model, or with the head `score` a sequence classifier.
 
     Weights are read into the precision without another copy of them; auto = that of the files.
     An adapter beside it is not followed; the pipeline refuses one unless the recipe ignores it. `head` None: a causal
-    language model whose head may be made up. `more`: further arguments of from_pretrained. Raises RecipeError when it
-    cannot be loaded, or a weight is not in its files, which transformers would make up at random.
+    language model whose head may be made up. `more`: further arguments of from_pretrained. `mesh`: the processes that
+    each load their own rows of every weight; None = this one loads the whole model. Raises RecipeError when it cannot
+    be loaded, or a weight is not in its files, which transformers would make up at random.
     """
     check_weights(folder, head)
     logging.disable_progress_bar()
     auto_class: Any = AutoModelForSequenceClassification if head == "score" else AutoModelForCausalLM
     try:
-        model, info = auto_class.from_pretrained(
-            str(folder),
-            dtype=DTYPES[find_precision(folder) if precision == "auto" else precision],
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
-            **FROM_PRETRAINED_ARGUMENTS,
-            **(more or {}),
-        )
+        with load_as_shards(mesh):
+            model, info = auto_class.from_pretrained(
+                str(folder),
+                dtype=DTYPES[find_precision(folder) if precision == "auto" else precision],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                generation_config=GenerationConfig(),  # its file is read below, because transformers may refuse it
+                **FROM_PRETRAINED_ARGUMENTS,
+                **(more or {}),
+            )
     except Exception as error:  # whatever a library says of a config or of weights
         if is_out_of_memory(error):
             raise
@@ -212,9 +225,10 @@ def _refuse_unsound_weights(folder: Path, model: PreTrainedModel, head: Head | N
     output = model.get_output_embeddings() if head == "lm_head" and ties_head(model.config.to_dict()) else None
     if output is not None and output.weight is not model.get_input_embeddings().weight:  # transformers saw it
         raise build_tied_error(folder)
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight.sum()):
-            raise RecipeError(f"{folder}: {name} in its weights is not all finite numbers; take a sound copy")
+    unsound = [name for name, weight in model.named_parameters() if not torch.isfinite(get_held_numbers(weight).sum())]
+    found = [name for names in gather_objects(unsound) for name in names] if has_shards(model) else unsound
+    if found:
+        raise RecipeError(f"{folder}: {found[0]} in its weights is not all finite numbers; take a sound copy")
 
 
 def _list_head_weights(model: PreTrainedModel) -> set[str]:

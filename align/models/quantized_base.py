@@ -18,6 +18,8 @@ from qwen_align.align.models import loading
 from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_precision import Precision, Trained
+from qwen_align.align.models.weight_shards import build_shard_mesh
+from qwen_align.align.models.zero3_shards import partition_with_zero3
 from qwen_align.align.settings.runtime import Runtime
 
 # What transformers sets on a model that it has quantised; PEFT and TRL read them.
@@ -25,11 +27,16 @@ _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4
 
 
 def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True) -> PreTrainedModel:
-    """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits."""
+    """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits.
+
+    Where processes shard the weights, each loads its shard.
+    """
+    device = loading.choose_device(runtime)
     if settings.lora is None or settings.lora.base_weights != "nf4":
-        return loading.load_model_to_train(folder, settings, needs_head=needs_head)
+        mesh = build_shard_mesh(runtime, device)
+        return partition_with_zero3(loading.load_model_to_train(folder, settings, needs_head=needs_head, mesh=mesh))
     assert settings.precision != "auto"
-    return load_quantized_model(folder, settings.precision, loading.choose_device(runtime), needs_head=needs_head)
+    return load_quantized_model(folder, settings.precision, device, needs_head=needs_head)
 
 
 def load_quantized_model(

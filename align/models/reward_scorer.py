@@ -4,16 +4,15 @@ A scorer is a model that gives a completion one number at its last token. On dis
 one label in Hugging Face form, or an adapter with its head.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.integrations import deepspeed
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
@@ -23,6 +22,7 @@ from qwen_align.align.models.fp32_head import Fp32Linear
 from qwen_align.align.models.model_description import ModelFiles, locate_model_files
 from qwen_align.align.models.weight_headers import read_stored_tensors
 from qwen_align.align.models.weight_precision import Precision
+from qwen_align.align.models.weight_shards import build_without_zero3
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion
 from qwen_align.align.settings.runtime import Runtime
@@ -75,23 +75,25 @@ def build_scorer_model(causal: PreTrainedModel, pad_id: int) -> PreTrainedModel:
     return scorer
 
 
-def load_scorer_model(folder: Path, precision: Precision | Literal["auto"] = "auto") -> PreTrainedModel:
+def load_scorer_model(
+    folder: Path, precision: Precision | Literal["auto"] = "auto", *, mesh: DeviceMesh | None = None
+) -> PreTrainedModel:
     """Loads a reward model from a stage's folder or a Hugging Face folder, on the CPU; its head is fp32.
 
-    auto: the trunk is in the precision of its files.
+    auto: the trunk is in the precision of its files. `mesh`: the processes that each load a shard of the trunk.
     """
     files = locate_model_files(folder)
     held = loading.find_precision(folder) if precision == "auto" else precision
     if not files.adapters:
         base = loading.fetch_base_folder(files)
-        model: Any = _require_one_label(loading.load_base_model(base, "score", held), folder)
+        model: Any = _require_one_label(loading.load_base_model(base, "score", held, mesh=mesh), folder)
         head = Fp32Linear(model.score.in_features, 1, bias=model.score.bias is not None)
         head.load_state_dict({name: _read_tensor(base, f"score.{name}") for name in model.score.state_dict()})
         model.score = head
         assert isinstance(model, PreTrainedModel)
         return model
     *earlier, own = files.adapters
-    causal = loading.load_with_adapters(ModelFiles(files.base, earlier), held, needs_head=False)
+    causal = loading.load_with_adapters(ModelFiles(files.base, earlier), held, needs_head=False, mesh=mesh)
     return _require_one_label(merge_and_unload(load_adapter(_put_score_head(causal), own)), folder)
 
 
@@ -108,26 +110,12 @@ def _put_score_head(causal: PreTrainedModel) -> PreTrainedModel:
     The classifier is built without weights: a second trunk would be thrown away.
     """
     causal.config.num_labels = 1
-    with _build_whole(), torch.device("meta"):
+    with build_without_zero3(), torch.device("meta"):
         scorer: Any = AutoModelForSequenceClassification.from_config(causal.config, dtype=torch.float32)
     setattr(scorer, scorer.base_model_prefix, causal.base_model)
     scorer.score = Fp32Linear(scorer.score.in_features, 1, bias=scorer.score.bias is not None)
     assert isinstance(scorer, PreTrainedModel)
     return scorer
-
-
-@contextmanager
-def _build_whole() -> Iterator[None]:
-    """Keeps transformers from dividing what is built inside among processes under ZeRO-3, and from gathering it.
-
-    DeepSpeed divides what is still whole when training starts.
-    """
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
 
 
 def _require_one_label(model: Any, folder: Path) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.pipeline.deepspeed_operators import find_missing_program
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.settings.online_rl import OnlineRl
-from qwen_align.align.settings.strategy import choose_strategy, read_deepspeed_file, uses_deepspeed
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy, read_deepspeed_file, uses_deepspeed
 from qwen_align.align.settings.training import Optimizer
 
 FSDP2_ON_CPUS = "QWEN_ALIGN_TESTS_FSDP2_ON_CPUS"  # set by tests, which patch accelerate to shard there
@@ -33,6 +33,11 @@ def check_strategy(stage: Stage, n_processes: int, count_gpus: Callable[[], int]
         raise RecipeError(f"runtime.deepspeed: {runtime.deepspeed}: {'; '.join(faults)}")
     strategy = choose_strategy(runtime)
     said = f"runtime.strategy: {strategy}: " if runtime.deepspeed is None else "runtime.deepspeed: "
+    if settings.lora and settings.lora.dora and SHARDINGS[strategy].parameters:
+        raise RecipeError(
+            f"{said}lora.dora: DoRA starts with norms of whole weights, of which each process has a part here; take "
+            "zero2, or set dora: false"
+        )
     is_on_cpu = runtime.device == "cpu" or (strategy != "ddp" and not count_gpus())
     if uses_deepspeed(runtime):
         if not has_deepspeed:
@@ -61,6 +66,8 @@ def list_file_faults(path: str, settings: Optimizer) -> Iterator[str]:
         yield "fp16 is enabled: weights are trained in fp32 or bf16; leave it out"
     if _get(content, "bf16", "enabled", "auto") != "auto":
         yield 'bf16.enabled is said: the recipe says the precision; write "auto"'
+    if "torch_autocast" in content:
+        yield "torch_autocast is said: the recipe says the precision; leave it out"
     clipping = content.get("gradient_clipping", "auto")
     if clipping not in ("auto", settings.max_grad_norm):
         yield f'gradient_clipping is {clipping}, and max_grad_norm {settings.max_grad_norm}; write "auto"'

@@ -41,7 +41,7 @@ from qwen_align.align.rl.rollouts import Rollouts
 from qwen_align.align.rl.scoring import Scorer, set_old_logps
 from qwen_align.align.rl.step_metrics import choose_samples, compute_batch_metrics, compute_mask_metrics
 from qwen_align.align.rl.watchdogs import Watchdogs
-from qwen_align.align.rl.zero_parts import ZeroParts
+from qwen_align.align.rl.zero_parts import ZeroParts, let_passes_differ
 from qwen_align.align.settings.pass_limits import PassLimits, get_pass_limits
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
@@ -115,6 +115,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         self.scorer = Scorer(self._pack_micro_batches, self.accelerator.autocast, self.args.device)
         rollout_source.score_drawn = self._score_drawn
         self._zero_parts: ZeroParts | None = None
+        self._is_zero_prepared = False
         self._was_skipped = False  # the present step's update
         self._reference_state: dict[str, Tensor] = {}  # while a checkpoint is saved
         self._score_reference: Any = None if reference is None else prepare_frozen(reference, self.accelerator)
@@ -133,6 +134,8 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
 
         Collects new rollouts when a batch has been used up.
         """
+        if self.is_deepspeed_enabled and not self._is_zero_prepared:
+            self._prepare_zero(self.model_wrapped.optimizer)
         self.metrics = {}
         if not self.minibatches:
             self._is_first_update = True
@@ -144,6 +147,14 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         self._record_state()
         return [{"rows": self.minibatches.pop(0)}], None
 
+    def _prepare_zero(self, zero: Any) -> None:
+        """Adapts DeepSpeed's optimiser to the passes and parts of online RL."""
+        if self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            let_passes_differ(zero)
+        if self.algorithm.critic:
+            self._zero_parts = ZeroParts(zero, self.args.max_grad_norm, lambda: self._is_critic_warmup)
+        self._is_zero_prepared = True
+
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Computes the gradients of an optimiser step and returns its loss.
 
@@ -152,8 +163,6 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         started = time.monotonic()
         model.train()
         self._sums = {}
-        if self.is_deepspeed_enabled and self.algorithm.critic and self._zero_parts is None:
-            self._zero_parts = ZeroParts(model.optimizer, self.args.max_grad_norm, lambda: self._is_critic_warmup)
         loss = torch.zeros((), device=self.args.device)
         passes = self._plan_passes(inputs["rows"])
         self._was_skipped = not passes

@@ -16,6 +16,7 @@ from torch import Tensor
 from qwen_align.align.errors import StageError
 
 NORM_METHODS = ("get_grad_norm_direct", "complete_grad_norm_calculation_for_cpu_offload")
+TRACE_METHODS = ("is_complete_trace", "is_record_trace")
 STEP_METHODS = ("_optimizer_step", "step")
 
 
@@ -105,3 +106,17 @@ class ZeroParts:
     def _param_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = self._zero.optimizer.param_groups
         return groups
+
+
+def let_passes_differ(zero: Any) -> None:
+    """Has a ZeRO 3 optimiser fetch weights when a module needs them, and not as the pass before lets it foresee.
+
+    Passes of online RL are of the policy, the critic or both, with adapters or without: DeepSpeed would find weights on
+    their way that a pass does not use, and stop with an AssertionError or a tracing error.
+    """
+    coordinator = zero.parameter_offload.get_param_coordinator()
+    missing = [name for name in TRACE_METHODS if not hasattr(coordinator, name)]
+    if missing:
+        raise StageError(f"DeepSpeed's {type(coordinator).__name__} has no {', '.join(missing)}; take strategy fsdp2")
+    for name in TRACE_METHODS:
+        setattr(coordinator, name, lambda: False)

@@ -5,11 +5,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.base import Strict
 from qwen_align.align.settings.loss_defaults import LossDefaults, get_loss_defaults
+from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.settings.training import MAX_BATCH, Optimizer, refuse_dropout
 from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
 from qwen_align.reward.settings import RewardList, Rewards, needs_scorer
@@ -378,6 +381,22 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
                 else "allow_truncated_sampling: sampling cuts nothing; leave it out"
             )
         return self
+
+    def check_runtime(self, runtime: Runtime) -> None:
+        """Raises RecipeError where processes would hold parts of a policy that cannot be drawn from or made so."""
+        strategy = choose_strategy(runtime)
+        if not SHARDINGS[strategy].parameters:
+            return
+        if self.engine != "local":
+            raise RecipeError(
+                f"engine: vllm is not sent weights that processes hold in parts, as with strategy {strategy}; take "
+                "zero2, or engine: local"
+            )
+        if self.lora and self.lora.dora:
+            raise RecipeError(
+                f"lora.dora: its magnitudes are norms of whole weights, of which processes hold parts with strategy "
+                f"{strategy}; take zero2, or leave it out"
+            )
 
     def get_workload(self) -> Workload:
         """Returns what the stage's memory and time depend on."""

@@ -93,6 +93,7 @@ class Ppo(OnlineRl):
 
     def check_runtime(self, runtime: Runtime) -> None:
         """Raises RecipeError where activations would be computed again under another adapter than at first."""
+        super().check_runtime(runtime)
         if runtime.gradient_checkpointing is True and not self.describe_training().can_checkpoint:
             raise RecipeError(
                 "runtime.gradient_checkpointing: with critic: separate and lora activations would be computed again "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, set_seed
 
 from qwen_align.align.context import Context
@@ -20,6 +21,8 @@ from qwen_align.align.models.length_limit import compute_length_limit, require_l
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.packed_attention import choose_attention
 from qwen_align.align.models.quantization_error import measure_quantization
+from qwen_align.align.models.weight_shards import build_shard_mesh
+from qwen_align.align.models.zero3_shards import partition_with_zero3
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rendering.tokenizer_check import require_same_ids
 from qwen_align.align.rendering.training_set import render_rows
@@ -33,7 +36,7 @@ from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
 from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
-from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy, uses_deepspeed
 from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
@@ -71,7 +74,7 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         spec, runtime, out, seed=context.seed, has_unused_parameters=algorithm.n_critic_updates > 0
     )
     start_strategy(args, runtime, out)
-    reference = _load_reference(algorithm, source, attention)
+    reference = _load_reference(algorithm, source, context, attention)
     actor = _build_actor(algorithm, source, inputs, context, attention)
     trainer = OnlineTrainer(
         actor,
@@ -117,15 +120,15 @@ def _build_actor(
         hidden_size = policy.config.get_text_config().hidden_size
         trunk, head = None, None
         if settings.from_scorer:
-            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer], "fp32")
-            trunk, head = started.base_model, started.score.weight
+            started = reward_scorer.load_scorer_model(inputs[settings.from_scorer], "fp32", mesh=_build_mesh(context))
+            trunk, head = partition_with_zero3(started.base_model), started.score.weight
             hidden_size = head.shape[1]
         elif settings.kind == "separate" and isinstance(policy, PeftModel):
             policy.add_adapter(VALUE_ADAPTER, value_adapter)
             activate_adapter(policy, VALUE_ADAPTER)
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
-            trunk = loading.load_model(source, "fp32").base_model
+            trunk = partition_with_zero3(loading.load_model(source, "fp32", mesh=_build_mesh(context)).base_model)
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)
@@ -134,7 +137,12 @@ def _build_actor(
     return Actor(policy, temperature, critic, attention=attention)
 
 
-def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor | None:
+def _build_mesh(context: Context) -> DeviceMesh | None:
+    """Returns the processes that each load a shard of a model. None where each loads the whole."""
+    return build_shard_mesh(context.runtime, loading.choose_device(context.runtime))
+
+
+def _load_reference(algorithm: Algorithm, source: Path, context: Context, attention: str) -> Actor | None:
     """Loads the reference policy as a separate model.
 
     Returns None without a KL penalty, or if it is the policy without its adapters.
@@ -142,10 +150,10 @@ def _load_reference(algorithm: Algorithm, source: Path, attention: str) -> Actor
     spec = algorithm.settings
     if spec.kl is None or spec.lora:
         return None
-    model = loading.load_model(source, "fp32")
-    if spec.precision == "bf16":
+    model = loading.load_model(source, "fp32", mesh=_build_mesh(context))
+    if spec.precision == "bf16" and not uses_deepspeed(context.runtime):  # which casts as it casts the policy
         hold_frozen_in_bf16(model)
-    return Actor(model, spec.sampling.resolve_for_policy().temperature, attention=attention)
+    return Actor(partition_with_zero3(model), spec.sampling.resolve_for_policy().temperature, attention=attention)
 
 
 def _build_rollout_source(

@@ -18,6 +18,7 @@ from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 from qwen_align.align.training.activation_offloading import offload_activations
+from qwen_align.align.training.fsdp2 import shard_trained_model
 from qwen_align.align.training.step_guard import run_guarded
 from qwen_align.align.training.strategies import read_strategy, require_strategy
 
@@ -44,6 +45,7 @@ def run_trainer(trainer: Any, out: Path, context: Context) -> None:
     trainer.context = context
     require_fp32_masters(trainer.model)
     require_strategy(trainer, context.runtime)
+    shard_trained_model(trainer)
     resume_point = checkpoints.find_newest_checkpoint(out / "checkpoints", read_strategy(trainer.accelerator))
     context.truncate_logs(resume_point.step)
     resume_point.log_damaged_checkpoints(context)

@@ -3,8 +3,11 @@
 import copy
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from torch import nn
+
+from qwen_align.align.training.fsdp2 import shard_for_accelerator
 
 # What of DeepSpeed's settings is for an optimiser, which a frozen model has not.
 OF_OPTIMIZER = ("optimizer", "scheduler", "gradient_clipping")
@@ -14,15 +17,19 @@ def prepare_frozen(model: nn.Module, accelerator: Any) -> Any:
     """Freezes a model and returns what computes its forward passes on the accelerator's device.
 
     Where processes hold parts of the trained model's weights they hold parts of these too, and need as many passes as
-    each other. Else each has the whole model.
+    each other. Else each has the whole model, in bf16 where DeepSpeed holds the trained one in bf16.
     """
     model.eval().requires_grad_(False)
     if accelerator.distributed_type == DistributedType.FSDP:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        return _Resharded(fsdp2_prepare_model(accelerator, model))
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.zero_stage == 3:
-        return _shard_by_deepspeed(model, accelerator.state.deepspeed_plugin.deepspeed_config)
+        shard_for_accelerator(model, accelerator)
+        return _Resharded(model)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        if accelerator.state.deepspeed_plugin.zero_stage == 3:
+            return _shard_by_deepspeed(model, config)
+        if config.get("bf16", {}).get("enabled") is True:
+            for weight in model.parameters():
+                weight.data = weight.data.to(torch.bfloat16)
     return model.to(accelerator.device)
 
 

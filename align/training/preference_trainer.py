@@ -1,15 +1,19 @@
 """Trains on preference pairs of token ids with TRL's DPOTrainer, packed, and with losses of our own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.trainer import dpo_trainer
 
 from qwen_align.align.models.bf16_weights import copy_in_bf16
+from qwen_align.align.training.fsdp2 import shard_trained_model
 from qwen_align.align.training.packed_forward import replace_fused_head
 from qwen_align.align.training.preference_losses import PairLogps, PreferenceLoss
 from qwen_align.align.training.reference_logps import COLUMNS, add_reference_logps
@@ -52,19 +56,31 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         """Adds the reference's log-probs to the data set, for a loss that needs them. The policy is not trained yet."""
         if not self.preference_loss.needs_reference:
             return dataset
-        model = self._build_scoring_model() if self.is_deepspeed_enabled else self.model
-        return add_reference_logps(self, dataset, batch_size, lambda batch: self.compute_ref_log_probs(model, batch))
+        shard_trained_model(self)
+        with self._open_scoring_model() as model:
+            score = partial(self.compute_ref_log_probs, model)
+            return add_reference_logps(self, dataset, batch_size, score)
 
-    def _build_scoring_model(self) -> Any:
-        """Returns the policy as DeepSpeed is going to compute it, which has not placed its weights on the device yet.
+    @contextmanager
+    def _open_scoring_model(self) -> Iterator[Any]:
+        """Provides the policy as it is going to be computed. DeepSpeed has not placed its weights on the device yet.
 
-        In bf16 it is a copy. DeepSpeed would round the policy itself, and train from what is left.
+        In bf16 it is a copy: DeepSpeed would round the policy itself, and train from what is left. Under ZeRO-3 it is
+        the policy in parts, in an engine whose hooks go afterwards: with those of two the weights would stay whole.
         """
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin.zero_stage == 3:  # in parts, as TRL does it
-            return prepare_deepspeed(self.model, self.accelerator)
-        in_bf16 = plugin.deepspeed_config.get("bf16", {}).get("enabled") is True
-        return (copy_in_bf16(self.model) if in_bf16 else self.model).to(self.args.device)
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is None:
+            yield self.model
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()  # an optimiser has to find the shards
+        elif plugin.zero_stage == 3:
+            engine = prepare_deepspeed(self.model, self.accelerator)
+            yield engine
+            engine.optimizer.partition_all_parameters()
+            engine.destroy()
+        else:
+            in_bf16 = plugin.deepspeed_config.get("bf16", {}).get("enabled") is True
+            yield (copy_in_bf16(self.model) if in_bf16 else self.model).to(self.args.device)
 
     def count_tokens(self, row: Row) -> int:
         """Returns how many tokens a pair has, its prompt's once."""

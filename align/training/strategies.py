@@ -4,6 +4,7 @@ The libraries fall back in silence: accelerate runs FSDP2 as plain data parallel
 DeepSpeed out under `--cpu`. So what a trainer has become is compared with what was asked before its first step.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,20 @@ def build_strategy_arguments(runtime: Runtime, *, in_bf16: bool) -> dict[str, An
     if strategy == "fsdp2":
         return {"fsdp": True, "fsdp_config": _build_fsdp_settings(runtime)}
     if runtime.deepspeed is not None:
-        return {"deepspeed": {**LEFT_TO_STAGE, **read_deepspeed_file(runtime.deepspeed)}}
-    return {"deepspeed": _build_deepspeed_settings(strategy, runtime, in_bf16=in_bf16)}
+        settings = {**LEFT_TO_STAGE, **read_deepspeed_file(runtime.deepspeed)}
+    else:
+        settings = _build_deepspeed_settings(strategy, runtime, in_bf16=in_bf16)
+    return _leave_weights_as_loaded(settings, in_bf16=in_bf16) if strategy == "zero3" else {"deepspeed": settings}
+
+
+def _leave_weights_as_loaded(settings: Mapping[str, Any], *, in_bf16: bool) -> dict[str, Any]:
+    """Builds the arguments of ZeRO-3, which holds each weight in the precision that it was loaded in.
+
+    bf16 is then autocast's, as in a single process. DeepSpeed's own bf16 takes weights that were partitioned before for
+    bf16 ones: it would compute in fp32 without a word. Weights and gradients are exchanged in the precision they have.
+    """
+    autocast = {"enabled": in_bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return {"deepspeed": {**settings, "bf16": {"enabled": False}, "torch_autocast": autocast}, "bf16": False}
 
 
 def _build_deepspeed_settings(strategy: Strategy, runtime: Runtime, *, in_bf16: bool) -> dict[str, Any]:

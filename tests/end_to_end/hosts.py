@@ -71,6 +71,7 @@ class Network:
     """The switch that hosts are plugged into, in a network namespace of its own."""
 
     def __enter__(self) -> "Network":
+        self._n_ports = 0
         self._process = subprocess.Popen([*_UNSHARE, "--net", "sleep", "infinity"])
         self._pid = _find_only_child(self._process.pid)
         self._run("ip", "link", "add", "switch", "type", "bridge")
@@ -98,7 +99,8 @@ class Network:
             script = "exec sleep infinity"
         line = [*_UNSHARE, "--net", "--uts", "--pid", "--mount", "--mount-proc"]
         host = Host(number, subprocess.Popen([*line, "bash", "-c", script], text=True))
-        port = f"port{number}"
+        self._n_ports += 1
+        port = f"port{self._n_ports}"  # that of a host that has died may be there for a moment
         self._run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
         self._run("ip", "link", "set", port, "master", "switch", "up")
         inside = ("nsenter", "-t", str(host.pid), "-n", "ip")

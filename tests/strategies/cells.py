@@ -58,12 +58,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "updates": {"epochs": 1},
         "prompts_per_step": 1,
         "completions_per_prompt": 3,
-        "rewards": [{"kind": "math_answer"}],
         "dynamic_sampling": {"max_prompts": 3},
         "async_steps": 1,
         "held_out": {"from_data": ["problems"], "every_steps": 3},
         "runtime": {"micro_batch": 1},
     },
+    "warm": {"steps": 3, "ptx": None, "critic": {"kind": "head", "learning_rate": 1e-3, "warmup_steps": 3}},
     "skipped": {"kl": None, "rewards": [{"kind": "constant"}]},  # no step has anything to train on
 }
 

@@ -202,7 +202,8 @@ def test_on_a_cpu_frozen_weights_as_their_files_have_them_are_pages_of_these() -
     def count_weights(settings: Any, **loaded: Any) -> float:
         found = estimate_stage(settings, Runtime(), build_qwen3_config("0.6B"), is_on_gpu=False, **loaded)
         assert found is not None
-        assert get_parts(found, "load")["overhead"] == 3 * TOKENIZER_WORD_BYTES * 151_936
+        n_tokenizers = 3 if found.model else 2  # a stage that trains reads transformers' too
+        assert get_parts(found, "load")["overhead"] == n_tokenizers * TOKENIZER_WORD_BYTES * 151_936
         return get_parts(found, "load").get("weights", 0.0)
 
     asked: dict[str, Any] = {"name": "s", "from_model": "m", "from_data": ["d"], "sampling": RL["sampling"]}

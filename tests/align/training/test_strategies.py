@@ -65,3 +65,16 @@ def test_what_a_deepspeed_file_leaves_out_is_what_the_stage_says(tmp_path: Path)
     own = build_strategy_arguments(Runtime.model_validate({"strategy": "zero2"}), in_bf16=True)["deepspeed"]
     assert own["bf16"] == {"enabled": True}
     assert own["gradient_clipping"] == "auto"
+
+
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_zero3_computes_in_bf16_by_autocast(tmp_path: Path, in_bf16: bool) -> None:
+    """DeepSpeed's own bf16 would leave weights that were partitioned in fp32 as they are, and compute in fp32."""
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    for runtime in ({"deepspeed": str(path)}, {"strategy": "zero3"}):
+        arguments = build_strategy_arguments(Runtime.model_validate(runtime), in_bf16=in_bf16)
+        assert arguments["bf16"] is False
+        assert arguments["deepspeed"]["bf16"] == {"enabled": False}
+        assert arguments["deepspeed"]["torch_autocast"]["enabled"] is in_bf16
+        assert arguments["deepspeed"]["torch_autocast"]["lower_precision_safe_modules"] == []
