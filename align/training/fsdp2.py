@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from qwen_align.align.models.weight_shards import list_shards, replace_parameters
+from qwen_align.align.training.distributed import broadcast_tensor_from_main
 
 
 def shard_trained_model(trainer: Any) -> None:
