@@ -20,7 +20,7 @@ class Spread(NamedTuple):
     """How a stage's runtime spreads a model that is trained over `n` processes.
 
     DeepSpeed keeps a shard of the fp32 weights beside the optimiser's state, the masters, also where the model's are
-    fp32. FSDP2 keeps fp32 shards and gathers them in bf16.
+    fp32. Shards are gathered in the precision they are held in, and computed with under autocast.
     """
 
     runtime: Runtime
@@ -51,21 +51,27 @@ class Spread(NamedTuple):
                 divided[part] *= share
         if "copy" in divided:  # what is handed on is gathered a parameter at a time
             divided["copy"] = float(_FP32 * max(self.model.shape.embeddings, self.model.shape.largest_linear))
-        if strategy == "fsdp2":
-            divided["casts"] = 0.0  # weights are gathered in the precision that they are computed in
-        if sharding.parameters and phase in ("draw", "score", "update", "save"):
-            divided["gathered"] = self._count_gathered(whole=phase == "draw")
+        if sharding.parameters and "casts" in divided:  # autocast keeps none: align/training/strategies.py
+            divided["casts"] *= GATHERED_LAYERS / self.model.shape.n_layers
+        if sharding.parameters and phase == "draw":
+            divided["gathered"] = self._count_drawn_weights()
+            divided["drawing copy"] = 0.0
+        elif sharding.parameters and phase in ("score", "update"):
+            divided["gathered"] = self._count_gathered_layers()
         if strategy in ("zero1", "zero2") and phase == "update":
             reduced = min(REDUCED_NUMBERS, self.model.trained)
             divided["exchange"] = float(reduced * _FP32)
         return divided
 
-    def _count_gathered(self, *, whole: bool) -> float:
-        """Returns the bytes of the weights that are whole for a moment: all to draw, else two layers and the ends."""
+    def _count_gathered_layers(self) -> float:
+        """Returns the bytes of the weights that are whole for a moment: two layers, embeddings and head."""
+        shape, model = self.model.shape, self.model
+        linear = shape.linear * model.base_bytes * GATHERED_LAYERS / shape.n_layers
+        return linear + float((shape.embeddings + shape.head) * model.other_bytes)
+
+    def _count_drawn_weights(self) -> float:
+        """Returns the bytes of the copy that completions are drawn with, in the precision that they are drawn in."""
         shape: ModelShape = self.model.shape
-        is_gathered_in_bf16 = self.model.autocast and choose_strategy(self.runtime) == "fsdp2" and not whole
-        other_bytes = _BF16 if is_gathered_in_bf16 else self.model.other_bytes
-        linear_bytes = other_bytes if self.model.lora is None else self.model.base_bytes
-        ends = float((shape.embeddings + shape.head) * other_bytes)
-        layers = shape.linear * linear_bytes
-        return ends + (layers if whole else layers * GATHERED_LAYERS / shape.n_layers)
+        drawn_bytes = _BF16 if self.model.autocast else self.model.other_bytes
+        n_adapted = self.model.trained if self.model.lora else 0
+        return float((shape.n_parameters + n_adapted) * drawn_bytes)

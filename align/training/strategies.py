@@ -17,6 +17,7 @@ from qwen_align.align.errors import StageError
 from qwen_align.align.settings.runtime import Runtime, Strategy
 from qwen_align.align.settings.strategy import (
     REDUCED_NUMBERS,
+    SHARDINGS,
     ZERO_STAGES,
     choose_strategy,
     name_zero_strategy,
@@ -26,7 +27,8 @@ from qwen_align.align.settings.strategy import (
 from qwen_align.align.store.files import write_json
 from qwen_align.align.training.distributed import TIMEOUT, get_world_size, is_main_process
 
-STRATEGY_FILE = "strategy.json"  # in the stage's folder: the arguments of the library, as a user can give them to it
+# In the stage's folder: what the library gets, to be given to transformers by hand (`deepspeed=`, `fsdp_config=`).
+DEEPSPEED_FILE, FSDP_FILE = "deepspeed.json", "fsdp.json"
 
 # What a stage's own settings say, for transformers to fill in. DeepSpeed would not clip where its settings say nothing.
 LEFT_TO_STAGE = {
@@ -115,10 +117,14 @@ def start_strategy(args: TrainingArguments, runtime: Runtime, out: Path) -> None
 
         backend = "gloo" if args.use_cpu else "nccl"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=TIMEOUT, verbose=False)
-    settings = {"deepspeed": args.deepspeed} if args.deepspeed else {"fsdp_config": args.fsdp_config}
-    if is_main_process() and choose_strategy(runtime) != "ddp":
-        write_json(out / STRATEGY_FILE, settings)
-        print(f"strategy: {choose_strategy(runtime)} in {get_world_size()} processes: {settings}", flush=True)
+    strategy = choose_strategy(runtime)
+    if SHARDINGS[strategy].parameters:
+        # Autocast would keep a bf16 copy of every weight that it has met until a forward pass ends: the whole model.
+        torch.set_autocast_cache_enabled(False)
+    if is_main_process() and strategy != "ddp":
+        settings = args.deepspeed or args.fsdp_config
+        write_json(out / (DEEPSPEED_FILE if args.deepspeed else FSDP_FILE), settings)
+        print(f"strategy: {strategy} in {get_world_size()} processes: {settings}", flush=True)
 
 
 def require_strategy(trainer: Any, runtime: Runtime) -> None:

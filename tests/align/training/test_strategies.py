@@ -1,16 +1,23 @@
 """A stage trains under the strategy that it was asked for, or not at all."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 
 from qwen_align.align.errors import StageError
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.training.strategies import build_strategy_arguments, read_strategy, require_strategy
+from qwen_align.align.training.strategies import (
+    build_strategy_arguments,
+    read_strategy,
+    require_strategy,
+    start_strategy,
+)
 
 
 def make_trainer(kind: DistributedType, *, zero: int = 0, fsdp: int = 0, processes: int = 2) -> Any:
@@ -85,3 +92,21 @@ def test_zero3_computes_in_bf16_by_autocast(tmp_path: Path, in_bf16: bool) -> No
         assert arguments["deepspeed"]["bf16"] == {"enabled": False}
         assert arguments["deepspeed"]["torch_autocast"]["enabled"] is in_bf16
         assert arguments["deepspeed"]["torch_autocast"]["lower_precision_safe_modules"] == []
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
+def test_what_the_library_gets_is_kept_and_autocast_keeps_no_whole_model(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy in bf16 of each weight, kept until the forward pass ends, would be a whole model in every process."""
+    runtime = Runtime.model_validate({"strategy": strategy, "processes": 2})
+    arguments = build_strategy_arguments(runtime, in_bf16=True)
+    given = {"deepspeed": None, "fsdp_config": None, **arguments, "use_cpu": True}
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(init_distributed=lambda **_: None))
+    cached: list[bool] = []
+    monkeypatch.setattr(torch, "set_autocast_cache_enabled", cached.append)
+    start_strategy(SimpleNamespace(**given), runtime, tmp_path)  # type: ignore[arg-type]
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == ("fsdp.json" if strategy == "fsdp2" else "deepspeed.json")
+    assert json.loads(kept.read_text()) == (arguments.get("deepspeed") or arguments["fsdp_config"])
+    assert cached == ([] if strategy == "zero2" else [False])
