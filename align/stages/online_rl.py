@@ -151,7 +151,7 @@ def _load_reference(algorithm: Algorithm, source: Path, context: Context, attent
     if spec.kl is None or spec.lora:
         return None
     model = loading.load_model(source, "fp32", mesh=_build_mesh(context))
-    if spec.precision == "bf16":
+    if spec.precision == "bf16" and choose_strategy(context.runtime) == "ddp":  # others cast it as they do the policy
         hold_frozen_in_bf16(model)
     return Actor(partition_with_zero3(model), spec.sampling.resolve_for_policy().temperature, attention=attention)
 

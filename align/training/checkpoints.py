@@ -31,6 +31,7 @@ from qwen_align.align.training.distributed import (
     wait_until_visible,
 )
 from qwen_align.align.training.gathered_weights import gather_state
+from qwen_align.align.training.optimizer_states import fill_missing_states
 from qwen_align.align.training.resume_rules import (
     SavedBy,
     find_obstacle,
@@ -80,6 +81,7 @@ class AtomicCheckpoints:
     model: Any
     accelerator: Any
     lr_scheduler: Any
+    optimizer: Any
     last_saved_step = 0
     weight_files = "*model*.safetensors"  # of a whole model, or of adapters, in a checkpoint
     extra_files: Sequence[str] = ()  # that a subclass's own state is saved in, always
@@ -116,6 +118,12 @@ class AtomicCheckpoints:
             publish_checkpoint(home, self.state.global_step, digests, self._strategy)
         wait_for_all()
         self.last_saved_step = self.state.global_step
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Saves the optimiser's and the schedule's state."""
+        if self._strategy == "fsdp2":
+            fill_missing_states(self.optimizer)
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
 
     @property
     def _strategy(self) -> Strategy:

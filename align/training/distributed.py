@@ -89,6 +89,13 @@ def broadcast_from_main(value: Value | None) -> Value:
     return values[0]
 
 
+def broadcast_tensor_from_main(values: Any, group: Any = None) -> None:
+    """Sets a tensor in every process of a group, by default of all, to the main process's, in place."""
+    import torch.distributed
+
+    torch.distributed.broadcast(values, src=0, group=group)
+
+
 def gather_objects(value: Value) -> list[Value]:
     """Gathers one value from each process and returns all of them in every process, ordered by rank."""
     if not is_connected():

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import PreTrainedModel
 
 from qwen_align.align.models.weight_shards import list_shards, replace_parameters
+from qwen_align.align.training.distributed import broadcast_tensor_from_main
 
 
 def shard_trained_model(trainer: Any) -> None:
@@ -85,7 +86,7 @@ def _send_from_first(model: nn.Module, mesh: DeviceMesh) -> None:
     whole = [one.data for one in (*model.parameters(), *model.buffers()) if not one.is_meta and one.numel()]
     for tensor in whole:
         sent = tensor.to(mesh.device_type).contiguous()
-        torch.distributed.broadcast(sent, src=0, group=mesh.get_group())
+        broadcast_tensor_from_main(sent, mesh.get_group())
         tensor.copy_(sent)
 
 

@@ -19,7 +19,6 @@ from qwen_align.align.settings.reward_model import RewardModel
 from qwen_align.align.settings.runtime import Runtime, split_among_processes, split_into_micro_batches
 from qwen_align.align.settings.sampling import Sampling
 from qwen_align.align.settings.sft import Sft
-from qwen_align.align.settings.strategy import choose_strategy
 from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.training.distributed import TIMEOUT, get_world_size
 from qwen_align.align.training.preference_losses import PREFERENCE_LOSSES
@@ -71,11 +70,8 @@ def build_online_rl_arguments(
 
     It cuts its batches itself.
     """
-    common = _build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed)
-    if choose_strategy(runtime) == "zero3":  # passes of policy, critic or both: none foretells the next
-        common["deepspeed"]["zero_optimization"] |= {"stage3_prefetch_bucket_size": 0}
     return TrainingArguments(
-        **common,
+        **_build_common_arguments(settings, runtime, out, steps=settings.optimizer_steps, seed=seed),
         per_device_train_batch_size=1,
         gradient_accumulation_steps=1,
         remove_unused_columns=False,

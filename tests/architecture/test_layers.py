@@ -53,10 +53,12 @@ LAYERS = (
     ("align.generation.*", "align.models.*", "align.training.*"),
     ("align.rl.*",),
     (
+        "align.pipeline.deepspeed_operators",
         "align.pipeline.hub_revisions",
         "align.pipeline.machine_check",
         "align.pipeline.plan",
         "align.pipeline.preview",
+        "align.pipeline.strategy_check",
     ),
     ("align.stages.*",),
     ("align.tracking.*",),
@@ -89,7 +91,7 @@ HEAVY = {
     ),
     "trl": ("align.pipeline.warm_server", "align.stages.*", "align.training.*"),
     "datasets": ("align.stages.*", "align.training.stored_rows", "data_builders.hub"),
-    "accelerate": ("align.rl.trainer",),
+    "accelerate": ("align.rl.trainer", "align.training.*"),
     "peft": ("align.models.*", "align.pipeline.warm_server", "align.rl.*", "align.stages.*"),
     "huggingface_hub": ("align.commands.push", "align.models.loading", "align.pipeline.hub_revisions"),
 }

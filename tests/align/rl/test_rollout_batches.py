@@ -1,6 +1,7 @@
 """What a sampler with weights of its own is told: every batch comes from the policy as it is then, or not at all."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from qwen_align.align.rl.algorithm import build_grpo
 from qwen_align.align.rl.collect import RolloutSetup
 from qwen_align.align.rl.judge import Judge
 from qwen_align.align.rl.prompt_stream import PromptStream
-from qwen_align.align.rl.rollout_batches import RolloutSource
+from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rows import Message, Problem
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.online_rl import Shuffled
@@ -104,3 +105,30 @@ def test_weights_that_did_not_arrive_end_the_stage(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="batch 2: the engine's weights are not the policy's after they were sent"):
         batches.collect_next_batch(model, 2)
     assert len(engine.drew_with) == 1, "nothing is drawn with them"
+
+
+def test_every_draw_finds_the_weights_held_whole_and_none_stay_so(tmp_path: Path) -> None:
+    """As where processes hold parts of them: before the first step, for a batch, on the held-out set."""
+    model = nn.Linear(2, 2)
+    engine = Copying(model, is_stuck=False)
+    source = rollout_source(engine, tmp_path)
+    source.held_out_questions = HeldOutQuestions(source.setup, source.stream.problems, source.judge, 1.0)
+    held, was_held = [], []
+    draw = engine.generate
+
+    @contextmanager
+    def hold() -> Iterator[None]:
+        held.append(True)
+        yield
+        held.pop()
+
+    def watch(requests: Sequence[Request]) -> Iterator[Generation]:
+        was_held.append(bool(held))
+        yield from draw(requests)
+
+    source.hold_weights, engine.generate = hold, watch  # type: ignore[method-assign]
+    source.report_first_rollouts()
+    source.collect_next_batch(model, 1)
+    source.measure_held_out(model)
+    assert was_held == [True, True, True]
+    assert not held

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from qwen_align.align.models import loading
 from qwen_align.align.models.bf16_weights import copy_in_bf16
@@ -73,8 +74,11 @@ def test_weights_are_copied_into_a_model_that_has_just_computed(tiny_model: Path
     with torch.no_grad():
         for weight in policy.parameters():
             weight.mul_(1.5)
-    logits(reference)  # embeddings, norm and head are whole now, until a backward pass
+    logits(reference)
+    assert not isinstance(reference.model.norm.weight, DTensor)  # what is outside of layers waits for a backward pass
     copy_weights(policy, reference, CPU)
+    # With several processes a whole weight is a copy, and what is written to it is lost; with one it is the shard.
+    assert all(isinstance(weight, DTensor) for weight in reference.parameters())
     for name, weight in reference.named_parameters():
         assert torch.equal(gather_weight(weight, CPU), gather_weight(dict(policy.named_parameters())[name], CPU)), name
     assert torch.equal(logits(reference), logits(policy))
