@@ -39,7 +39,7 @@ VARIANTS = [
     "reward_model:zero2:2:small",
 ]
 IN_BF16 = ["sft:zero2:2:bf16", "sft:zero3:2:bf16", "sft:fsdp2:2:bf16", "dpo:zero2:2:bf16", "reward_model:zero2:2:bf16"]
-# DeepSpeed computes in bf16 weights where autocast rounds what it multiplies, each step's loss by up to 2**-8.
+# Two processes round other sums than one, a loss by up to 2**-8; FSDP2 rounds weights before it gathers them.
 BF16_TOLERANCE = 0.02
 
 

@@ -74,9 +74,9 @@ def test_they_are_those_of_the_model_that_the_stage_starts_from(
         kept.append(Path(trainer.args.output_dir) / reference_logps.FILE)
         return dataset
 
-    def count(folder: Path, *arguments: Any) -> Any:
+    def count(folder: Path, *arguments: Any, **more: Any) -> Any:
         loads.append(folder)
-        return load(folder, *arguments)
+        return load(folder, *arguments, **more)
 
     monkeypatch.setattr("qwen_align.align.training.preference_trainer.add_reference_logps", keep)
     monkeypatch.setattr(loading, "load_base_model", count)
