@@ -1,5 +1,6 @@
 """Trains on preference pairs of token ids with TRL's DPOTrainer, packed, and with losses of our own."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -73,11 +74,15 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
         plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
         if plugin is None:
             yield self.model
-            if isinstance(self.model, FSDPModule):
-                self.model.reshard()  # an optimiser has to find the shards
         elif plugin.zero_stage == 3:
-            engine = prepare_deepspeed(self.model, self.accelerator)
+            # A copy that shares the weights: DeepSpeed's hooks, which fetch them, stay with the modules they are put
+            # into. A forward pass that pads is TRL's own of this very model, which a copy has not.
+            shared = {id(weight): weight for weight in self.model.parameters()}
+            model = copy.deepcopy(self.model, shared) if self.reads_packed else self.model
+            engine = prepare_deepspeed(model, self.accelerator)
             yield engine
+            for weight in self.model.parameters():
+                weight.ds_persist = False  # as it is by DeepSpeed's default for small ones, which TRL does not change
             engine.optimizer.partition_all_parameters()
             engine.destroy()
         else:
