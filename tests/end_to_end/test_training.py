@@ -3,6 +3,8 @@
 import json
 import math
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,12 +23,15 @@ def children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def test_second_run_does_nothing_in_two_seconds(trained: Path) -> None:
+def test_second_run_does_nothing_but_start(trained: Path) -> None:
+    """In at most twice the processor time of its imports, which on the reference machine are a second."""
     before = outputs(trained)
     times = {path: path.stat().st_mtime_ns for path in trained.glob("store/*/*")}
     started = children_cpu_s()
+    subprocess.run([sys.executable, "-c", "import qwen_align.cli, qwen_align.align.pipeline.run"], check=True)
+    imported = children_cpu_s()
     said = run(trained / "recipe.yaml", trained)
-    assert children_cpu_s() - started < 2
+    assert children_cpu_s() - imported < 2 * (imported - started)
     assert said.count("stored") == len(list((trained / "runs" / "trained" / "stages").iterdir()))
     assert "started" not in said
     assert outputs(trained) == before

@@ -433,6 +433,8 @@ def _as_on_a_large_device(case: Case) -> Iterator[None]:
         ):
             patches.enter_context(patch.object(module, name, lambda *_, **__: build_meta_model(case)))
         patches.enter_context(patch.object(loading, "find_precision", lambda *_: case.precision))
+        config = build_meta_model(case).config.to_dict()
+        patches.enter_context(patch.object(loading, "read_model_config", lambda *_: config))
         yield
 
 
@@ -563,7 +565,7 @@ def _build_online_trainer(case: Case, folder: Path) -> OnlineTrainer:
     algorithm = build_grpo(settings)
     context = Context(folder, seed=0, runtime=_build_runtime(case))
     actor = online_rl._build_actor(algorithm, folder, {}, context, "sdpa")
-    reference = online_rl._load_reference(algorithm, folder, "sdpa")
+    reference = online_rl._load_reference(algorithm, folder, context, "sdpa")
     arguments = trl_arguments.build_online_rl_arguments(
         settings, context.runtime, folder, seed=0, has_unused_parameters=False
     )

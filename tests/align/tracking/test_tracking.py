@@ -177,6 +177,9 @@ class Toy:
 
     during: Callable[[Callable[[], bool]], object] = staticmethod(lambda watch: watch())
 
+    def __init__(self, on_note: Callable[[str], None]) -> None: ...
+    def end_warm_server(self) -> None: ...
+
     def __enter__(self) -> "Toy":
         return self
 
