@@ -58,7 +58,7 @@ class Spread(NamedTuple):
             divided["drawing copy"] = 0.0
         elif sharding.parameters and phase in ("score", "update"):
             divided["gathered"] = self._count_gathered_layers()
-        if strategy in ("zero1", "zero2") and phase == "update":
+        if not sharding.parameters and phase == "update":
             reduced = min(REDUCED_NUMBERS, self.model.trained)
             divided["exchange"] = float(reduced * _FP32)
         return divided

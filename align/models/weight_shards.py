@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed
 
 from qwen_align.align.settings.runtime import Runtime
-from qwen_align.align.settings.strategy import choose_strategy
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.training.distributed import get_world_size
 
 
@@ -27,7 +27,7 @@ def build_shard_mesh(runtime: Runtime, device: torch.device) -> DeviceMesh | Non
 
     The processes have to be connected.
     """
-    if choose_strategy(runtime) not in ("zero3", "fsdp2"):
+    if not SHARDINGS[choose_strategy(runtime)].parameters:
         return None
     return init_device_mesh(device.type, (get_world_size(),))
 

@@ -11,7 +11,7 @@ from qwen_align.align.settings.online_rl import OnlineRl, Vllm
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime, Strategy
-from qwen_align.align.settings.strategy import choose_strategy
+from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.settings.training import Optimizer
 
 _RUNTIME = "runtime."
@@ -162,7 +162,7 @@ def _list_for_sharding(settings: Any, runtime: Runtime) -> Iterator[Turn]:
     following |= {"zero1": "zero2", "zero2": "zero3"}
     if strategy in following and runtime.world_size > 1:
         yield Turn(f"{_RUNTIME}strategy", following[strategy], strategy, in_key=False, keeps_checkpoints=False)
-    elif strategy in ("zero3", "fsdp2") and runtime.offload != "parameters":
+    elif SHARDINGS[strategy].parameters and runtime.offload != "parameters":
         more = "optimizer" if strategy == "zero3" and runtime.offload == "none" else "parameters"
         yield Turn(f"{_RUNTIME}offload", more, runtime.offload, in_key=False, keeps_checkpoints=False)
 

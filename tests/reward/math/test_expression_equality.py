@@ -341,9 +341,7 @@ def test_no_expression_takes_long(bomb: str, request: pytest.FixtureRequest) -> 
     gc.disable()  # what the test process has collected is not the expression's cost
     request.addfinalizer(gc.enable)
     for other_side in ("7", "x+1", r"\sqrt2+\pi", bomb + "+1", bomb + r"-\ln 2"):
-        with cpu_limit(
-            0.3, other_side
-        ):  # about 0.02 where the limit was set; 0.16 was seen once on a busy slow machine
+        with cpu_limit(0.3, other_side):  # about 0.02 where it was set, 0.16 seen once on a busy slow machine
             outcome = decide_texts(bomb, other_side)
         assert outcome is not True
     assert decide_texts(bomb, bomb) is True
