@@ -23,6 +23,7 @@ from qwen_align.align.store.lease_view import LeaseView
 
 RUN_LEASE = "lease"  # in stage.json: that of the run in the stage's folder
 LOOK_S = 1.0  # between two looks at the lease
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # ask a stage to stop; its guard goes on until it has ended
 
 
 def guard_lease(described: Mapping[str, Any]) -> LeaseView:
@@ -35,9 +36,13 @@ def guard_lease(described: Mapping[str, Any]) -> LeaseView:
     _wait_for_sign_of_life(view)
     read, write = os.pipe()  # not inherited by programs that this process starts
     stage = os.getpid()
-    if os.fork() == 0:
-        os.close(write)
-        _watch_lease(described, stage, read)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # none ends the guard before it ignores them
+    try:
+        if os.fork() == 0:
+            os.close(write)
+            _watch_lease(described, stage, read)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(read)
     return view
 
@@ -54,7 +59,7 @@ def _wait_for_sign_of_life(view: LeaseView) -> None:
 def _watch_lease(described: Mapping[str, Any], stage: int, pipe: int) -> NoReturn:
     """Looks at a lease until the stage's process ends, or ends it. Never returns."""
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in _STOPS:
             signal.signal(number, signal.SIG_IGN)  # the stage saves what it has, and is to be watched meanwhile
         die_with_parent()
         looker = _Looker(LeaseView(described))

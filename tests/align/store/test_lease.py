@@ -477,9 +477,16 @@ with lease.hold_lease(pathlib.Path(sys.argv[1])) as held:
     sys.stdin.read()
 """
 STAGE = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from qwen_align.align.pipeline import lease_guard
 lease_guard.FENCE_S, lease_guard.LOOK_S = 4.0, 0.1
+fork = os.fork
+def fork_and_signal():
+    pid = fork()
+    if pid:
+        os.kill(pid, signal.SIGTERM)  # before it has run a line
+    return pid
+os.fork = fork_and_signal
 lease_guard.guard_lease(json.loads(sys.argv[1]))
 print("guarded", flush=True)
 while True: pass  # no other thread needs to be let run
@@ -491,6 +498,7 @@ while True: pass  # no other thread needs to be let run
 def test_a_stage_ends_when_its_run_stops_renewing_the_lease(tmp_path: Path) -> None:
     line = [sys.executable, "-c", RUN, str(tmp_path / "lease"), STAGE]
     run = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    stage = None
     try:
         assert run.stdout
         said = [run.stdout.readline().strip() for _ in range(2)]
@@ -506,6 +514,8 @@ def test_a_stage_ends_when_its_run_stops_renewing_the_lease(tmp_path: Path) -> N
         assert run.stdout.readline().strip() == str(-signal.SIGKILL)
         wait_until(lambda: get_state(guard) in "ZX")
     finally:
+        if stage and get_state(stage) not in "ZX":
+            os.kill(stage, signal.SIGKILL)  # it holds the pipe that is read to its end
         run.kill()
         run.communicate()
 
