@@ -19,7 +19,7 @@ fast: .venv/dev
 # What needs packages that CI does without: the real trackers, DeepSpeed, in an environment of their own. A package that
 # is missing fails there, and so does a run without a test. Needs a C++ compiler, which builds DeepSpeed's operators.
 engines: build/engines/bin/pytest
-	build/engines/bin/pytest -m engine -v
+	build/engines/bin/pytest -m engine -v --timeout 3600
 
 build/engines/bin/pytest: pyproject.toml constraints.txt
 	$(PYTHON) -m venv build/engines
@@ -41,7 +41,7 @@ generated: .venv/dev
 # What takes longer than CI should: sweeps over every task, properties on thousands of examples, seeds, controls, kills,
 # planted faults, benchmarks. Figures go to docs/ by hand.
 evidence: .venv/dev
-	$(BIN)/pytest $(SPREAD) -m "evidence or hypothesis" --hypothesis-profile evidence
+	$(BIN)/pytest $(SPREAD) -m "evidence or hypothesis" --hypothesis-profile evidence --timeout 7200
 	$(BIN)/qwen-align run recipes/tiny_base.yaml --home build/evidence --set seed=1
 	$(BIN)/qwen-align run recipes/evidence.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2], base: [{shipped: tiny_base}, {path: ../build/evidence/runs/tiny_base/stages/base/model}]}'
 	$(BIN)/qwen-align run recipes/online_rl.yaml --home build/evidence --set 'matrix={seed: [0, 1, 2]}'
