@@ -402,7 +402,7 @@ def read_metrics(home: Path, name: str) -> list[dict[str, float]]:
 
 
 def judge_case(case: Any, home: Path, options: argparse.Namespace) -> Outcome:
-    """Judges a case that has ended well: losses are numbers and those of the CPU, the peak is not above the estimate."""
+    """Judges a case that has ended well: its losses are those of the CPU, its peak is not above the estimate."""
     steps = read_metrics(home / "run", case.name)
     said, faults = [], []
     losses = [step["loss"] for step in steps if "loss" in step]
