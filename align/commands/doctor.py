@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qwen_align.align.doctor.devices import DeviceProbe, check_fit
+from qwen_align.align.doctor.engines import check_engines
 from qwen_align.align.doctor.finding import Finding
 from qwen_align.align.doctor.libraries import check_libraries
 from qwen_align.align.doctor.machine import check_home, check_sandbox, check_system
@@ -49,6 +50,7 @@ def examine_machine(home: Path, scope: Scope) -> Iterator[Finding]:
     probe = DeviceProbe()  # torch takes seconds to import, in which the others go on
     yield from check_system()
     yield from check_libraries()
+    yield from check_engines()
     yield from check_sandbox()
     homes = list(check_home(home))
     yield from homes
