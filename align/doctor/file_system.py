@@ -4,7 +4,8 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from qwen_align.align.doctor.finding import Finding
@@ -40,7 +41,7 @@ def check_file_system(folder: Path, peers: Sequence[Peer], own: Trials | None = 
     `own`: this process's part, another than the usual one in tests.
     """
     own, where = own or Trials(folder), "nodes" if len(peers) > 1 or peers[0].name.startswith("node") else "processes"
-    trials = (
+    trials: tuple[Callable[[], Finding], ...] = (
         lambda: _check_sight(own, peers),
         lambda: _check_exclusive_creation(own, peers, where),
         lambda: _check_replacing(own, peers),
@@ -65,7 +66,7 @@ def _check_exclusive_creation(own: Trials, peers: Sequence[Peer], where: str) ->
     for turn in range(_MOST_TURNS):
         first = _EXCLUSIVE + turn * _N_CREATED
         tasks = [{"do": "create_all", "name": one.name, "first": first, "count": _N_CREATED} for one in peers]
-        made = ask_all(peers, tasks, lambda first=first: own.create_all("this", first, _N_CREATED), _TASK_S)
+        made = ask_all(peers, tasks, partial(own.create_all, "this", first, _N_CREATED), _TASK_S)
         finding = _judge_creations(made, where)
         if finding.is_bad or all(made):
             break

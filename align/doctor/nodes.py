@@ -1,6 +1,7 @@
 """Leads the doctor's checks between several nodes from node 0, and takes part in them on the others."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from qwen_align.align.doctor.all_reduce import LIMIT_S, Exchange, judge_exchange, run_processes
@@ -73,7 +74,7 @@ def _check_between_nodes(trials: Trials, place: Rendezvous, peers: Sequence[Peer
     for exchange in _list_exchanges(found, place.host):
         tasks = [{"do": "all_reduce", **exchange.build_task(node)} for node in range(1, place.nodes)]
         task = exchange.build_task(0)
-        yield from judge_exchange(exchange, ask_all(peers, tasks, lambda task=task: run_processes(**task), _EXCHANGE_S))
+        yield from judge_exchange(exchange, ask_all(peers, tasks, partial(run_processes, **task), _EXCHANGE_S))
 
 
 def _compare_versions(described: Sequence[dict[str, dict[str, str | None]]]) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ LORA = {"lora": ADAPTERS}
 TRAINED = {"batch": 4, "learning_rate": 1e-4, "precision": "bf16"}
 # Losses of bf16 against fp32: rounding moves one by up to 2**-8, and later ones by what the updates make of that.
 IN_BF16, IN_FP32 = (0.01, 0.05), (1e-4, 2e-3)
+OF_PAIRS = (0.01, 0.15)  # a loss of differences of sums of log-probs; 0.046 was seen between bf16 and fp32 on a CPU
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 
 # Lines of docs/hardware.md that no case is of, with the reason.
@@ -61,7 +62,7 @@ def _on_pairs(kind: str, name: str, **settings: Any) -> Case:
     if kind == "dpo":
         stage["beta"] = 0.1
     # The head of a reward model is new, and drawn by the device's own random numbers.
-    return Case(name, stage, (f"{kind}, ddp",), rows="pairs", tolerance=IN_BF16 if kind == "dpo" else None)
+    return Case(name, stage, (f"{kind}, ddp",), rows="pairs", tolerance=OF_PAIRS if kind == "dpo" else None)
 
 
 def _online(kind: str, name: str, lines: str, *, runtime: dict[str, Any] | None = None, **settings: Any) -> Case:
