@@ -65,6 +65,7 @@ class Machine(NamedTuple):
 
 def main() -> int:
     """Runs the cases and prints what came of them. Returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # what was started is ended too
     options = parse_options()
     home = (options.home or Path(tempfile.mkdtemp(prefix="qwen-align-gpu-"))).resolve()
     home.mkdir(parents=True, exist_ok=True)
@@ -297,6 +298,9 @@ def wait_for_end(process: "subprocess.Popen[bytes]", deadline: float) -> bool:
     except subprocess.TimeoutExpired:
         end(process)
         return False
+    except BaseException:  # Ctrl-C, SIGTERM
+        end(process)
+        raise
     return True
 
 
