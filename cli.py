@@ -394,9 +394,16 @@ def _check_machine(parsed: argparse.Namespace, console: "Console") -> int:
     """Prints the findings of the machine checks. Returns exit code 4 if one of them prevents a run."""
     from qwen_align.align.commands import doctor
 
-    findings = doctor.examine_machine(parsed.home)
-    for finding in findings:
-        console.print(finding.format_line(), soft_wrap=True)
+    scope = doctor.build_scope(
+        parsed.nodes, parsed.node_rank, parsed.rendezvous, os.environ, with_network=not parsed.no_network
+    )
+    findings = []
+    for finding in doctor.examine_machine(parsed.home, scope):
+        findings.append(finding)
+        if not parsed.json:
+            console.print(finding.format_line(), soft_wrap=True)
+    if parsed.json:
+        sys.stdout.write(doctor.format_json(findings) + "\n")
     return 4 if any(finding.is_bad for finding in findings) else 0
 
 
@@ -526,7 +533,19 @@ def _build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", metavar="SETTING=VALUE", action="append", default=[], help="change a setting; repeatable"
         )
-    _add_command(commands, "doctor", _check_machine, "check this machine: libraries, devices, sandbox, disk")
+    doctor = _add_command(
+        commands,
+        "doctor",
+        _check_machine,
+        "check this machine, or several nodes: libraries, devices and what fits them, sandbox, home, connections",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.add_argument(
+        "--no-network", action="store_true", help="have no processes exchange sums, which takes longest"
+    )
+    doctor.add_argument("--nodes", type=_parse_count, metavar="N", help="several nodes: how many (default 2)")
+    doctor.add_argument("--node-rank", type=int, metavar="K", help="of several nodes: this one's number")
+    doctor.add_argument("--rendezvous", metavar="HOST:PORT", help="of several nodes: where node 0 listens")
     prune = _add_command(commands, "prune", _prune_store, "delete stored stages that no run links to")
     prune.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     return parser

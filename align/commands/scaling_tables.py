@@ -22,8 +22,8 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "QLoRA": {"rank": 16, "alpha": 32, "base_weights": "nf4"},
 }
 _COMMON: dict[str, Any] = {"name": "stage", "from_model": "base", "from_data": ["rows"], "learning_rate": 1e-5}
-_SFT = {**_COMMON, "kind": "sft", "max_tokens": 512, "batch": 16, "epochs": 1}
-_GRPO = {
+SFT = {**_COMMON, "kind": "sft", "max_tokens": 512, "batch": 16, "epochs": 1}
+GRPO = {
     **_COMMON,
     "kind": "grpo",
     "steps": 100,
@@ -47,24 +47,24 @@ class Question(NamedTuple):
 
 QUESTIONS = (
     Question(
-        "GRPO on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), _GRPO, "completion"
+        "GRPO on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), GRPO, "completion"
     ),
     Question(
         "GRPO on 8 GPUs of 80 GB (74.5 GiB each)",
         Device(80 * GB, 8),
         ("8B", "14B", "32B"),
-        _GRPO,
+        GRPO,
         "completion",
         ("zero2", "zero3"),
     ),
-    Question("SFT on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), _SFT, "row"),
-    Question("SFT on one GPU of 48 GB (44.7 GiB)", Device(48 * GB), ("1.7B", "4B", "8B", "14B", "32B"), _SFT, "row"),
-    Question("SFT on one GPU of 80 GB (74.5 GiB)", Device(80 * GB), ("1.7B", "4B", "8B", "14B", "32B"), _SFT, "row"),
+    Question("SFT on one GPU of 24 GB (22.4 GiB)", Device(24 * GB), ("0.6B", "1.7B", "4B", "8B", "14B"), SFT, "row"),
+    Question("SFT on one GPU of 48 GB (44.7 GiB)", Device(48 * GB), ("1.7B", "4B", "8B", "14B", "32B"), SFT, "row"),
+    Question("SFT on one GPU of 80 GB (74.5 GiB)", Device(80 * GB), ("1.7B", "4B", "8B", "14B", "32B"), SFT, "row"),
     Question(
         "SFT on 8 GPUs of 80 GB (74.5 GiB each)",
         Device(80 * GB, 8),
         ("4B", "8B", "14B", "32B"),
-        _SFT,
+        SFT,
         "row",
         ("zero2", "zero3"),
     ),

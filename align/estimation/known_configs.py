@@ -25,6 +25,7 @@ _SIZES = {
     "14B": _Sizes(5120, 17408, 40, 40, False),
     "32B": _Sizes(5120, 25600, 64, 64, False),
 }
+QWEN3_SIZES = tuple(_SIZES)  # of the dense ones, ascending
 
 
 def build_qwen3_config(size: str) -> dict[str, Any]:

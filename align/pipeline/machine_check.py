@@ -84,13 +84,18 @@ def count_nodes(stage: Stage) -> int:
     return 1 if STAGE_KINDS[stage.kind].is_single_process else stage.runtime.nodes
 
 
+def find_gpu_driver() -> str | None:
+    """Returns the file by which Linux shows the driver of a GPU that torch could use. Returns None without one."""
+    return next((device for device in _GPU_DEVICES if Path(device).exists()), None)
+
+
 @cache
 def count_gpus() -> int:
     """Returns the number of GPUs that torch sees. It is asked in a process of its own, and only where there may be one.
 
     Raises RecipeError where torch cannot be imported.
     """
-    if sys.platform == "linux" and not any(Path(device).exists() for device in _GPU_DEVICES):
+    if sys.platform == "linux" and find_gpu_driver() is None:
         return 0
     done = subprocess.run([sys.executable, "-P", "-c", _COUNT_GPUS], capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -69,27 +69,29 @@ def find_rendezvous(
     environment: Mapping[str, str],
     *,
     is_needed: bool = True,
+    setting: str = "runtime.nodes",
 ) -> Rendezvous | None:
     """Finds this node's place among the `nodes` that a recipe asks for. Returns None where it asks for one.
 
-    `is_needed`: false where all that several nodes run is stored, so that none of them has to be said. Options come
+    `is_needed`: false where all that several nodes run is stored, so that none of them has to be said. `setting`: what
+    asks for them. Options come
     before Slurm's variables. Raises RecipeError where neither says it, or where they do not fit the recipe.
     """
     if nodes == 1:
         if node_rank is not None or rendezvous is not None:
-            raise RecipeError("--node-rank and --rendezvous: the recipe asks for one node; set runtime.nodes")
+            raise RecipeError(f"--node-rank and --rendezvous: one node is asked for; set {setting}")
         return None
     if (node_rank is None) != (rendezvous is None):
         given, missing = ("--node-rank", "--rendezvous") if rendezvous is None else ("--rendezvous", "--node-rank")
         raise RecipeError(f"{given}: needs {missing} too")
     if node_rank is not None and rendezvous is not None:
         if not 0 <= node_rank < nodes:
-            raise RecipeError(f"--node-rank {node_rank}: the nodes are 0 to {nodes - 1}, as runtime.nodes is {nodes}")
+            raise RecipeError(f"--node-rank {node_rank}: the nodes are 0 to {nodes - 1}, as {setting} is {nodes}")
         return Rendezvous(node_rank, nodes, *parse_address(rendezvous))
-    found = _ask_slurm(nodes, environment)
+    found = _ask_slurm(nodes, environment, setting)
     if found is None and is_needed:
         raise RecipeError(
-            f"runtime.nodes: {nodes}: start the same command on every node, with --node-rank 0 to {nodes - 1} and "
+            f"{setting}: {nodes}: start the same command on every node, with --node-rank 0 to {nodes - 1} and "
             "--rendezvous HOST:PORT, node 0's; or with srun. `qwen-align launch` writes files that do either"
         )
     return found
@@ -103,7 +105,7 @@ def parse_address(text: str) -> tuple[str, int]:
     return matched[1] or matched[2], int(matched[3])
 
 
-def _ask_slurm(nodes: int, environment: Mapping[str, str]) -> Rendezvous | None:
+def _ask_slurm(nodes: int, environment: Mapping[str, str], setting: str) -> Rendezvous | None:
     """Returns this node's place by the variables of `srun`. Returns None outside it.
 
     Raises RecipeError where the step has another number of nodes, or several tasks on one.
@@ -114,7 +116,7 @@ def _ask_slurm(nodes: int, environment: Mapping[str, str]) -> Rendezvous | None:
     n_given, n_tasks = (int(environment.get(f"SLURM_STEP_NUM_{name}", nodes)) for name in ("NODES", "TASKS"))
     if (n_given, n_tasks) != (nodes, nodes):
         raise RecipeError(
-            f"runtime.nodes: {nodes}, but srun has started {n_tasks} tasks on {n_given} nodes; it has to be one on "
+            f"{setting}: {nodes}, but srun has started {n_tasks} tasks on {n_given} nodes; it has to be one on "
             f"each: srun --nodes={nodes} --ntasks-per-node=1"
         )
     port = 20_000 + int(environment.get("SLURM_JOB_ID", "0")) % 10_000  # another for each of a machine's jobs

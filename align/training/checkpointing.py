@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qwen_align.align.estimation.host_memory import read_memory_limit
 from qwen_align.align.estimation.stage_estimate import choose_checkpointing
 from qwen_align.align.models.loading import choose_device
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
-from qwen_align.align.training.memory_meter import GIB, read_device_capacity, read_memory_limit
+from qwen_align.align.training.memory_meter import GIB, read_device_capacity
 
 
 def decide_checkpointing(settings: StageSettings, runtime: Runtime, config: Mapping[str, Any]) -> Runtime:
@@ -27,4 +28,4 @@ def decide_checkpointing(settings: StageSettings, runtime: Runtime, config: Mapp
 
 def _measure_share_of_host(runtime: Runtime) -> int:
     """Measures the bytes of the machine's or container's memory for each of the stage's processes."""
-    return int(read_memory_limit() * GIB) // runtime.processes
+    return read_memory_limit() // runtime.processes

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from qwen_align.align.estimation.host_memory import read_memory_limit
 from qwen_align.align.training.distributed import gather_objects
 
 GIB = 2**30
@@ -34,7 +35,7 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self._page = os.sysconf("SC_PAGE_SIZE")
-        self._capacity = read_memory_limit()
+        self._capacity = read_memory_limit() / GIB
         self.restart()
         threading.Thread(target=self._look_on, name="memory meter", daemon=True).start()
 
@@ -102,21 +103,10 @@ def gather_peak_memory() -> PeakMemory | None:
     return max(peaks, default=None)
 
 
-def read_memory_limit() -> float:
-    """Returns the memory that the machine, or the container that this runs in, has in all, in GiB."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # another version of cgroups, or "max"
-            continue
-    return min(limits) / GIB
-
-
 def read_device_capacity(device: Any) -> float:
     """Returns the memory of a torch device in GiB: of a GPU, else of the machine or container."""
     if device.type != "cuda":
-        return read_memory_limit()
+        return read_memory_limit() / GIB
     import torch
 
     return float(torch.cuda.get_device_properties(device).total_memory / GIB)

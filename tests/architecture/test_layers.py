@@ -25,6 +25,7 @@ LAYERS = (
         "align.settings.hub_revision",
         "align.settings.renamed",
         "align.stages.registry",
+        "align.tested_versions",
     ),
     ("reward.verdict", "align.rows", "align.answer_modes"),
     ("reward.*", "reward"),
@@ -62,7 +63,7 @@ LAYERS = (
     ),
     ("align.stages.*",),
     ("align.tracking.*",),
-    ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
+    ("align.commands.*", "align.doctor.*", "align.pipeline.*", "align.reporting.*"),
     ("align.api.*",),
     ("cli",),
 )
@@ -72,6 +73,7 @@ PACKAGES = {"align", *(f"align.{path.parent.name}" for path in (ROOT / "align").
 # Who may import what takes seconds, wherever in the file; `align.worker` and `align.server` do it late.
 HEAVY = {
     "torch": (
+        "align.doctor.all_reduce_process",
         "align.generation.*",
         "align.models.*",
         "align.pipeline.warm_server",

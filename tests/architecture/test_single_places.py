@@ -13,7 +13,13 @@ TAGS = ("<think>", "</think>")
 TAG_MODULE = "reward/thinking.py"
 CHAT_TEMPLATE = "align/rendering/tiny_tokenizer.py"  # its Jinja template writes the tags out, as templates do
 DISTRIBUTED = "align/training/distributed.py"
-SETS_RANKS = {"align/pipeline/warm_server.py", "align/pipeline/launcher.py"}  # what starts the processes
+# What starts the processes, and what tries whether they can be connected, before a stage relies on it.
+SETS_RANKS = {
+    "align/pipeline/warm_server.py",
+    "align/pipeline/launcher.py",
+    "align/doctor/all_reduce_process.py",
+    "align/doctor/devices.py",
+}
 REFERENCE_CHECK = "align/training/reference_check.py"
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,20 @@ def test_two_hosts_make_what_two_processes_make(tmp_path: Path, trained_by_two: 
     for name in ("few_sft", "updates_grpo"):
         assert_same(tmp_path, trained_by_two, name)
         assert (stage(tmp_path, name) / "nodes" / "log.1.txt").exists()
+
+
+@pytest.mark.evidence
+def test_the_doctor_tries_two_hosts(tmp_path: Path) -> None:
+    line = [sys.executable, "-P", "-m", "qwen_align.cli", "doctor", "--home", str(tmp_path)]
+    with hosts.connect_two_hosts(tmp_path) as (network, both):
+        options = ["--rendezvous", f"{network.get_address(0)}:{hosts.PORT}", "--node-rank"]
+        logs = [tmp_path / f"host{host.number}.txt" for host in both]
+        started = [host.start([*line, *options, str(host.number)], log) for host, log in zip(both, logs, strict=True)]
+        said = expect_end(tmp_path, [0, 0], *started)
+    assert said.count("host0, host1: the same versions") == 2
+    assert said.count("64 files that 2 nodes created at once: each by one alone") == 2
+    assert said.count("2 processes on 2 nodes: sums right") == 2
+    assert not list(tmp_path.glob(".doctor-*"))
 
 
 @pytest.fixture(scope="module")

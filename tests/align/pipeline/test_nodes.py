@@ -112,7 +112,7 @@ def test_a_node_knows_its_place_by_options_or_else_by_slurm() -> None:
         (2, None, "a:1", SLURM, "--rendezvous: needs --node-rank too"),
         (2, 2, "a:1", {}, "the nodes are 0 to 1"),
         (2, -1, "a:1", {}, "the nodes are 0 to 1"),
-        (1, 0, "a:1", {}, "the recipe asks for one node"),
+        (1, 0, "a:1", {}, "one node is asked for; set runtime.nodes"),
         (2, 0, "a", {}, "has to be HOST:PORT of node 0"),
         (2, 0, "a:99999", {}, "has to be HOST:PORT of node 0"),
         (2, 0, "tcp://a:9", {}, "has to be HOST:PORT of node 0"),
