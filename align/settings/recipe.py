@@ -33,6 +33,22 @@ def list_stage_settings(kind: Any) -> list[str]:
     return [name for member in classes for name in member.model_fields]
 
 
+class Yarn(Strict):
+    """Scaling of a model's rotary positions by YaRN (arXiv:2309.00071), for texts longer than it was pretrained for."""
+
+    factor: float = Field(
+        gt=1,
+        description="how many times as many tokens the model is to read; Qwen tests up to 4 and warns that short "
+        "texts may suffer",
+    )
+    original_positions: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that it was pretrained for; null = max_position_embeddings of its config.json. For Qwen3, "
+        "whose config.json may say 40,960, Qwen gives 32,768",
+    )
+
+
 class ModelSource(Strict):
     """A model that no stage makes: exactly one of a shipped model, a folder, or a hub id with its revision."""
 
@@ -51,6 +67,11 @@ class ModelSource(Strict):
         None,
         description="ignore = take the model without the LoRA adapter that lies beside it; without this, such a folder "
         "is refused",
+    )
+    yarn: Yarn | None = Field(
+        None,
+        description="read texts longer than the model was pretrained for; every stage that starts from this model, and "
+        "what it hands on, has the scaling in its config.json. null = as config.json says",
     )
 
     @classmethod
