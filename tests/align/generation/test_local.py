@@ -142,6 +142,25 @@ def test_log_probs_equal_an_independent_full_forward(family, sampling, by_module
             assert all(cut >= whole for cut, whole in zip(generation.sampled_logps, generation.logps, strict=True))
 
 
+@pytest.mark.parametrize("by_modules", [False, True], ids=["fused", "modules"])
+def test_with_yarn_log_probs_beyond_the_original_length_are_those_of_teacher_forcing(by_modules):
+    yarn = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    settings = {"max_position_embeddings": 16, "initializer_range": 0.1}  # 0.3 would round by more than 1e-5
+    model = make_model(by_modules=by_modules, rope_parameters=yarn, **settings)
+    plain = make_model(by_modules=by_modules, **settings)
+    assert LocalEngine(model, stop_ids=(0,)).length_limit == 64
+    beyond = 0
+    for generation in sampled(model, make_requests(lengths=(1, 9, 30, 51), n=3)).values():
+        drawn = torch.tensor(generation.token_ids)[:, None]
+        logps = full_logits(model, generation).log_softmax(-1).gather(1, drawn)[:, 0]
+        torch.testing.assert_close(torch.tensor(generation.logps), logps, atol=1e-5, rtol=0)
+        if len(generation.request.prompt_ids) > 16:
+            beyond += len(drawn)
+            unscaled = full_logits(plain, generation).log_softmax(-1).gather(1, drawn)[:, 0]
+            assert (logps - unscaled).abs().max() > 1e-3
+    assert beyond > 12
+
+
 def test_sampled_log_probs_are_of_the_cut_distribution(model):
     """Enumerates the kept tokens by hand: top-k, then top-p of what it left, then min-p."""
     for generation in sampled(model, make_requests(CUT)).values():

@@ -178,7 +178,7 @@ def test_check_accepts_a_length_within_the_scaled_positions(short_model: Path, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "dpo", "evaluate", "held out"])
+@pytest.mark.parametrize("name", ["dpo", "held out"])  # the others: tests/end_to_end/test_long_context.py
 def test_a_length_within_the_scaled_positions_is_run(short_model: Path, tmp_path: Path, name: str) -> None:
     settings, make = KINDS[name]
     write_rows(tmp_path, 30, make)
