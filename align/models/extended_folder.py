@@ -12,7 +12,7 @@ from pathlib import Path
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.rotary_scaling import extend_by_yarn
 from qwen_align.align.models.weight_check import read_model_config
-from qwen_align.align.settings.recipe import Yarn
+from qwen_align.align.settings.yarn import Yarn
 from qwen_align.align.store.files import read_json, write_json
 
 CONFIG = "config.json"

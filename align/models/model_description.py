@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.settings.recipe import Yarn
+from qwen_align.align.settings.yarn import Yarn
 from qwen_align.align.store.files import read_json
 
 MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from qwen_align.align.models.tensor_table import ARCHITECTURES
-from qwen_align.align.settings.recipe import Yarn
+from qwen_align.align.settings.yarn import Yarn
 
 # How configs call the number of positions, the first being that of all models with rotary embeddings.
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")

@@ -21,6 +21,7 @@ from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.tracking import Tracking
+from qwen_align.align.settings.yarn import Yarn
 
 # One member for each kind of align/stages/registry.py, written out for type checkers.
 StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
@@ -31,22 +32,6 @@ def list_stage_settings(kind: Any) -> list[str]:
     """Returns the names of the settings of a kind of stage. The list is empty for an unknown kind."""
     classes = [member for member in get_args(StageSpec) if kind in get_args(member.model_fields["kind"].annotation)]
     return [name for member in classes for name in member.model_fields]
-
-
-class Yarn(Strict):
-    """Scaling of a model's rotary positions by YaRN (arXiv:2309.00071), for texts longer than it was pretrained for."""
-
-    factor: float = Field(
-        gt=1,
-        description="how many times as many tokens the model is to read; Qwen tests up to 4 and warns that short "
-        "texts may suffer",
-    )
-    original_positions: int | None = Field(
-        None,
-        ge=1,
-        description="tokens that it was pretrained for; null = max_position_embeddings of its config.json. For Qwen3, "
-        "whose config.json may say 40,960, Qwen gives 32,768",
-    )
 
 
 class ModelSource(Strict):

@@ -17,7 +17,7 @@ from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import name_hub_model, parse_hub_model
 from qwen_align.align.models.rotary_scaling import KINDS, check_rotary_scaling, extend_by_yarn
 from qwen_align.align.models.weight_check import check_weights
-from qwen_align.align.settings.recipe import Yarn
+from qwen_align.align.settings.yarn import Yarn
 
 CONFIG = {"model_type": "qwen3", "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8}
 CONFIG |= {"max_position_embeddings": 64, "rope_theta": 10_000.0}
