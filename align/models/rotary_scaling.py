@@ -4,7 +4,7 @@ What the names mean is transformers' `modeling_rope_utils.py` (5.23). Nothing he
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from qwen_align.align.models.tensor_table import ARCHITECTURES
 from qwen_align.align.settings.yarn import Yarn
@@ -170,5 +170,5 @@ def _refuse_other_lengths(parameters: Mapping[str, Any], config: Mapping[str, An
             raise ValueError(f"{where}: {name} has to be a list of {n} numbers, one for each frequency")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
