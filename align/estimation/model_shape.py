@@ -29,7 +29,6 @@ class ModelShape:
     linear_shapes: tuple[tuple[str, Shape], ...]
     is_mixture: bool
     stored_bytes: int
-    max_positions: int | None
 
     @property
     def n_parameters(self) -> int:
@@ -74,7 +73,6 @@ def read_model_shape(config: Mapping[str, Any]) -> ModelShape:
         linear_shapes=tuple(linear.items()),
         is_mixture=experts > 0,
         stored_bytes=2 if dtype.endswith("bfloat16") else 4,  # fp16 is held as fp32
-        max_positions=config.get("max_position_embeddings"),
     )
 
 

@@ -10,6 +10,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from qwen_align.align.generation.decoding_rows import DecodingRow
 
+# Tokens times columns of a piece of a long prompt that has a mask: 64 MiB of booleans, which torch writes out in the
+# type of the scores on a CPU. Without it a piece of 16,384 tokens behind as many others had 2.5 GiB of masks in fp32.
+MAX_MASK = 1 << 26
+
 
 class ColumnCache(Cache):  # type: ignore[misc]
     """A key-value cache of which each decoding step writes one column for all rows.
@@ -110,6 +114,19 @@ def _split_into_passes(
         start += n
 
 
+def _split_prefix(n_tokens: int, prefill_tokens: int) -> list[int]:
+    """Splits a prefix into pieces that are read behind one another; their lengths.
+
+    The first has causal attention and no mask. Those behind it have one of all columns for each of their tokens, so
+    they are shorter in long prefixes.
+    """
+    lengths = [min(n_tokens, prefill_tokens)]
+    shorter = max(1, min(prefill_tokens, MAX_MASK // n_tokens))
+    while (rest := n_tokens - sum(lengths)) > 0:
+        lengths.append(min(rest, shorter))
+    return lengths
+
+
 def _read_prefixes(
     model: PreTrainedModel, prefixes: Sequence[list[int]], prefill_tokens: int
 ) -> list[tuple[Tensor, Tensor]]:
@@ -121,6 +138,6 @@ def _read_prefixes(
     trunk: Any = (
         model.base_model
     )  # without the head: its product with a few rows takes 8 bytes a weight in bf16 on a CPU
-    for piece in torch.split(padded, prefill_tokens, dim=1):
+    for piece in torch.split(padded, _split_prefix(width, prefill_tokens), dim=1):
         cache = trunk(input_ids=piece, past_key_values=cache, use_cache=True).past_key_values
     return [(layer.keys, layer.values) for layer in cache.layers]

@@ -122,6 +122,9 @@ def label_adapter(folder: Path, below: ModelFiles, *, in_4_bits: bool = False) -
         hub = parse_hub_model(below.base)
         config |= {"base_model_name_or_path": hub.name, "revision": hub.revision}
         base = f"`{hub.name}` at commit `{hub.revision}`"
+        if hub.yarn:
+            original = hub.yarn.original_positions or "its max_position_embeddings"
+            base += f" with YaRN in its config.json (factor {hub.yarn.factor:g}, original positions: {original})"
     else:
         config |= {"base_model_name_or_path": str(Path(below.base).resolve()), "revision": None}
         base = "the model in the folder that `base_model_name_or_path` names"

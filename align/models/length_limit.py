@@ -8,32 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.rotary_scaling import find_positions, list_scalings
 from qwen_align.align.store.files import read_json
-
-# How configs call the number of positions, the first being that of all models with rotary embeddings.
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
 def compute_length_limit(config: Mapping[str, Any]) -> int | None:
     """Returns the number of tokens that a model with this config can read. None if it has no limit.
 
-    With rotary positions that are scaled (YaRN, linear, dynamic, llama3, longrope) it is the scaled length, `factor`
-    times the length the model was pretrained for, where that is more than the config's own positions: Qwen says to
-    write only the scaling into the config, and vLLM reads it so too.
+    With rotary positions that are scaled it is what the scaling says. Of kinds of layers that have scalings of their
+    own the longest counts.
     """
     config = config.get("text_config") or config
-    positions: int | None = next((config[name] for name in _POSITIONS if isinstance(config.get(name), int)), None)
+    positions = find_positions(config)
     if positions is None:
         return None
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    # A config whose kinds of layers have scalings of their own holds one for each.
-    scalings = [scaling, *(part for part in scaling.values() if isinstance(part, Mapping))]
-    scaled = [
-        int(float(part["factor"]) * (part.get("original_max_position_embeddings") or positions))
-        for part in scalings
-        if isinstance(part.get("factor"), int | float)
-    ]
-    return max([positions, *scaled])
+    return max((scaling.compute_length_limit(positions) for scaling in list_scalings(config)), default=positions)
 
 
 def read_length_limit(folder: Path) -> int | None:

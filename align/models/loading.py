@@ -6,9 +6,12 @@ relative to the stage's own, or absolute. `precision` beside them: the precision
 that is not the one of its files.
 """
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +28,7 @@ from transformers.utils import logging
 
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.adapters import merge_adapter
+from qwen_align.align.models.extended_folder import make_extended_folder
 from qwen_align.align.models.length_limit import read_length_limit
 from qwen_align.align.models.model_description import (
     MODEL,
@@ -80,6 +84,19 @@ def fetch_base_folder(files: ModelFiles) -> Path:
     refuse_adapter_alone(folder)
     if not hub.ignores_adapter:
         refuse_stray_adapter(folder)
+    return make_extended_folder(folder, hub.yarn, _make_own_folder(os.getpid())) if hub.yarn else folder
+
+
+@cache
+def _make_own_folder(pid: int) -> Path:
+    """Makes a folder that lives as long as this process, whose number is `pid`."""
+    folder = Path(tempfile.mkdtemp(prefix="qwen-align-"))
+
+    def remove() -> None:
+        if os.getpid() == pid:  # a fork runs this too
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return folder
 
 

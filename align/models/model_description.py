@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qwen_align.align.errors import StageError
+from qwen_align.align.settings.yarn import Yarn
 from qwen_align.align.store.files import read_json
 
 MODEL = "model.json"  # in a stage's folder: what its model consists of, see models/loading.py
 _WITHOUT_ADAPTER = "#without-adapter"  # ends the name of a hub model whose own adapter is ignored
+_YARN = "#yarn="  # and this with settings that of one whose positions are scaled
 
 
 class ModelFiles(NamedTuple):
@@ -18,22 +20,26 @@ class ModelFiles(NamedTuple):
 
 
 class HubModel(NamedTuple):
-    """A model on the hub: its id, its commit, and whether an adapter beside it is ignored."""
+    """A model on the hub: its id, its commit, whether an adapter beside it is ignored, and YaRN that it is given."""
 
     name: str
     revision: str
     ignores_adapter: bool
+    yarn: Yarn | None = None
 
 
-def name_hub_model(name: str, revision: str, *, ignores_adapter: bool) -> str:
+def name_hub_model(name: str, revision: str, *, ignores_adapter: bool, yarn: Yarn | None = None) -> str:
     """Returns the text that stands for a hub model where others have a folder: `hub:ID@COMMIT`."""
-    return f"hub:{name}@{revision}{_WITHOUT_ADAPTER if ignores_adapter else ''}"
+    scaled = f"{_YARN}{yarn.model_dump_json(exclude_none=True)}" if yarn else ""
+    return f"hub:{name}@{revision}{_WITHOUT_ADAPTER if ignores_adapter else ''}{scaled}"
 
 
 def parse_hub_model(base: str) -> HubModel:
     """Parses what `name_hub_model` returned."""
+    base, _, scaled = base.partition(_YARN)
     name, _, revision = base.removeprefix("hub:").removesuffix(_WITHOUT_ADAPTER).partition("@")
-    return HubModel(name, revision, base.endswith(_WITHOUT_ADAPTER))
+    yarn = Yarn.model_validate_json(scaled) if scaled else None
+    return HubModel(name, revision, base.endswith(_WITHOUT_ADAPTER), yarn)
 
 
 def locate_model_files(folder: Path) -> ModelFiles:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_align.align.errors import RecipeError
+from qwen_align.align.models.rotary_scaling import check_rotary_scaling
 from qwen_align.align.models.tensor_comparison import compare_tensors, refuse_quantised
 from qwen_align.align.models.tensor_table import Head, list_tensors
 from qwen_align.align.models.weight_headers import (
@@ -49,6 +50,10 @@ def check_weights(folder: Path, head: Head | None = "lm_head") -> list[str]:
     _refuse_odd_fields(folder, config)
     stored = read_stored_tensors(folder)
     notes = list(_check_generation_config(folder))
+    try:
+        notes += [f"{folder / 'config.json'}: {note}" for note in check_rotary_scaling(config)]
+    except ValueError as error:
+        raise RecipeError(f"{folder / 'config.json'}: {error}") from None
     try:
         wanted = list_tensors(config, head)
     except (ValueError, TypeError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qwen_align.align.errors import RecipeError
 from qwen_align.align.estimation.known_configs import KNOWN_CONFIGS
 from qwen_align.align.models.model_description import (
     find_base_folder,
@@ -13,6 +14,7 @@ from qwen_align.align.models.model_description import (
     locate_model_files,
     parse_hub_model,
 )
+from qwen_align.align.models.rotary_scaling import extend_by_yarn
 from qwen_align.align.models.weight_check import read_model_config
 from qwen_align.align.models.weight_precision import (
     StoredPrecision,
@@ -41,7 +43,7 @@ def find_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
     """Returns what `trace_config` does, and of a model on the hub its config.json in the hub's cache.
 
     Of one that is not there yet it is what is known of Qwen's. Returns None for any other. Its `dtype` is that of the
-    model's files, where these are known.
+    model's files, where these are known. Raises RecipeError for YaRN that this config cannot be given.
     """
     found = trace_config(plan, stage)
     if found is not None:
@@ -57,9 +59,13 @@ def find_config(plan: Plan, stage: PlannedStage) -> Mapping[str, Any] | None:
     hub = parse_hub_model(source)
     cached = _get_hub_cache() / f"models--{hub.name.replace('/', '--')}" / "snapshots" / hub.revision / "config.json"
     if cached.is_file():
-        config: Mapping[str, Any] = json.loads(cached.read_text(encoding="utf-8"))
-        return config
-    return KNOWN_CONFIGS.get(hub.name)
+        config: Mapping[str, Any] | None = json.loads(cached.read_text(encoding="utf-8"))
+    else:
+        config = KNOWN_CONFIGS.get(hub.name)
+    try:
+        return extend_by_yarn(config, hub.yarn) if config and hub.yarn else config
+    except ValueError as error:
+        raise RecipeError(f"{hub.name}: {error}") from None
 
 
 def trace_precision(plan: Plan, stage: PlannedStage) -> StoredPrecision | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.models import model_description, model_files
+from qwen_align.align.models import model_description
 from qwen_align.align.pipeline import graph, machine_check
 from qwen_align.align.pipeline.graph import Graph, Stage
 from qwen_align.align.pipeline.hub_revisions import FoundRevision, RevisionFinder, get_record_path, pin_variants
@@ -138,7 +138,10 @@ class Plan:
 
 
 def plan(path: Path, home: Path, overrides: Sequence[str] = (), *, tiny: bool = False) -> Plan:
-    """Reads a recipe, sorts its stages and computes their keys. Nothing is written but the cache of file digests."""
+    """Reads a recipe, sorts its stages and computes their keys.
+
+    Nothing is written but the cache of file digests, and folders of models with YaRN.
+    """
     settings = read_settings(path, tiny=tiny)
     request = build_request(path, settings, overrides, tiny=tiny)
     apply_overrides(settings, overrides)
@@ -167,7 +170,7 @@ def _plan_stages(variants: Sequence[Variant], home: Path, request: RunRequest) -
     for name, source in stage_graph.models.items():
         try:
             keys[name] = store.compute_model_key(source)
-            folders[name] = model_files.find_model_folder(source)
+            folders[name] = store.find_model_folder(source)
         except (RecipeError, OSError) as error:
             raise RecipeError(f"models: {name}: {error}") from None
     planned_stages = []

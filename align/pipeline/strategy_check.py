@@ -71,6 +71,8 @@ def list_file_faults(path: str, settings: Optimizer) -> Iterator[str]:
     clipping = content.get("gradient_clipping", "auto")
     if clipping not in ("auto", settings.max_grad_norm):
         yield f'gradient_clipping is {clipping}, and max_grad_norm {settings.max_grad_norm}; write "auto"'
+    if content.get("sequence_parallel_size", 1) != 1:
+        yield "sequence_parallel_size is said: rows are not divided among devices; leave it out"
     if isinstance(settings, OnlineRl):
         named = next((name for name in ("optimizer", "scheduler") if name in content), None)
         if named:

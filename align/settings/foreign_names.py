@@ -192,38 +192,61 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
     },
 }
 # What no setting is for, and how its effect is had.
-_NO_SETTING: dict[str, str] = dict.fromkeys(
-    ("gradient_accumulation_steps", "grad_accum_steps", "accumulate_grad_batches"),
-    "accumulation follows: the batch (`batch`; in RL prompts_per_step x completions_per_prompt) is that of an "
-    "optimiser step, over all devices, and runtime.micro_batch the rows of a device at once",
-) | {
-    "optim": "the optimiser is AdamW",
-    "optimizer": "the optimiser is AdamW; learning_rate, betas and weight_decay stand in the stage",
-    "output_dir": "results lie under --home, in store/ and runs/NAME",
-    "overwrite_output_dir": "`run --force STAGE` computes a stage again",
-    "resume_from_checkpoint": "running the same recipe again goes on where it stopped",
-    "save_strategy": "runtime.checkpoint_every says how often; the finished model is always saved",
-    "logging_steps": "every step is logged",
-    "report_to": "`tracking: {to: [tensorboard]}` stands beside `stages`",
-    "run_name": "`name` of the recipe",
-    "max_prompt_length": "prompts are never cut; sieve.max_characters of their build_data stage drops long ones",
-    "completion_only_loss": "the loss is on the assistant's turns only",
-    "assistant_only_loss": "the loss is on the assistant's turns only",
-    "train_on_prompt": "the loss is on the assistant's turns only",
-    "mask_history": "the loss is on the assistant's turns only",
-    "template": "the chat template is the model's own",
-    "chat_template": "the chat template is the model's own",
-    "trust_remote_code": "no code of a model or data set is run",
-    "ref_model": "the reference policy is the model that the stage starts from, from_model",
-    "reference_model": "the reference policy is the model that the stage starts from, from_model",
-    "evaluation_strategy": "a stage of kind evaluate measures a model; grpo and ppo have held_out",
-    "eval_strategy": "a stage of kind evaluate measures a model; grpo and ppo have held_out",
-    "do_train": "the stages that are listed are run",
-    "do_eval": "a stage of kind evaluate measures a model",
-    "val_size": "a build_data stage with builder: {kind: split, ...} keeps rows apart",
-    "task_type": "it follows from the kind of the stage",
-    "use_rslora": "rank-stabilised LoRA is alpha times the square root of rank",
-}
+_NO_SETTING: dict[str, str] = (
+    dict.fromkeys(
+        ("gradient_accumulation_steps", "grad_accum_steps", "accumulate_grad_batches"),
+        "accumulation follows: the batch (`batch`; in RL prompts_per_step x completions_per_prompt) is that of an "
+        "optimiser step, over all devices, and runtime.micro_batch the rows of a device at once",
+    )
+    | {
+        "optim": "the optimiser is AdamW",
+        "optimizer": "the optimiser is AdamW; learning_rate, betas and weight_decay stand in the stage",
+        "output_dir": "results lie under --home, in store/ and runs/NAME",
+        "overwrite_output_dir": "`run --force STAGE` computes a stage again",
+        "resume_from_checkpoint": "running the same recipe again goes on where it stopped",
+        "save_strategy": "runtime.checkpoint_every says how often; the finished model is always saved",
+        "logging_steps": "every step is logged",
+        "report_to": "`tracking: {to: [tensorboard]}` stands beside `stages`",
+        "run_name": "`name` of the recipe",
+        "max_prompt_length": "prompts are never cut; sieve.max_characters of their build_data stage drops long ones",
+        "completion_only_loss": "the loss is on the assistant's turns only",
+        "assistant_only_loss": "the loss is on the assistant's turns only",
+        "train_on_prompt": "the loss is on the assistant's turns only",
+        "mask_history": "the loss is on the assistant's turns only",
+        "template": "the chat template is the model's own",
+        "chat_template": "the chat template is the model's own",
+        "trust_remote_code": "no code of a model or data set is run",
+        "ref_model": "the reference policy is the model that the stage starts from, from_model",
+        "reference_model": "the reference policy is the model that the stage starts from, from_model",
+        "evaluation_strategy": "a stage of kind evaluate measures a model; grpo and ppo have held_out",
+        "eval_strategy": "a stage of kind evaluate measures a model; grpo and ppo have held_out",
+        "do_train": "the stages that are listed are run",
+        "do_eval": "a stage of kind evaluate measures a model",
+        "val_size": "a build_data stage with builder: {kind: split, ...} keeps rows apart",
+        "task_type": "it follows from the kind of the stage",
+        "use_rslora": "rank-stabilised LoRA is alpha times the square root of rank",
+    }
+    | dict.fromkeys(
+        ("rope_scaling", "rope_parameters", "enable_yarn", "yarn_factor"),
+        "`yarn: {factor: 4.0}` stands beside path or hub of an entry of models, and is that of every stage after it",
+    )
+    | dict.fromkeys(
+        (
+            "context_parallel",
+            "context_parallel_size",
+            "cp_size",
+            "sequence_parallel",
+            "sequence_parallel_size",
+            "sp_size",
+            "ulysses_sequence_parallel_size",
+            "ring_attn_size",
+            "parallelism_config",
+        ),
+        "each row is trained on one device, for neither accelerate's context parallelism nor DeepSpeed's sequence "
+        "parallelism reads packed rows; runtime.gradient_checkpointing, lora and runtime.strategy make long rows fit "
+        "(docs/scaling.md, Long context)",
+    )
+)
 
 
 def explain_foreign_name(name: str, group: str, known: Collection[str]) -> str | None:

@@ -21,6 +21,7 @@ from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sft import Sft
 from qwen_align.align.settings.tracking import Tracking
+from qwen_align.align.settings.yarn import Yarn
 
 # One member for each kind of align/stages/registry.py, written out for type checkers.
 StageSpec = BuildData | Pretrain | Rollout | Sft | Dpo | RewardModel | Grpo | Ppo | Evaluate
@@ -51,6 +52,11 @@ class ModelSource(Strict):
         None,
         description="ignore = take the model without the LoRA adapter that lies beside it; without this, such a folder "
         "is refused",
+    )
+    yarn: Yarn | None = Field(
+        None,
+        description="read texts longer than the model was pretrained for; every stage that starts from this model, and "
+        "what it hands on, has the scaling in its config.json. null = as config.json says",
     )
 
     @classmethod

@@ -90,14 +90,19 @@ class Store:
         files = {name: self.compute_file_digest(path) for name, path in sorted(found.files.items())}
         return {name: value for name, value in (("files", files), ("packages", found.packages)) if value}
 
+    def find_model_folder(self, source: ModelSource) -> Path:
+        """Returns the folder of a model that no stage makes, or what names a hub model. Raises RecipeError."""
+        return find_model_folder(source, self.root)
+
     def compute_model_key(self, source: ModelSource) -> str:
         """Returns the key of an external model: its files' digests, its hub id and commit, or its stage's key.
 
         Raises RecipeError.
         """
         if source.hub:
-            return f"hub:{source.hub}@{source.revision}"
-        folder = find_model_folder(source)
+            scaled = f"#yarn={source.yarn.model_dump_json(exclude_none=True)}" if source.yarn else ""
+            return f"hub:{source.hub}@{source.revision}{scaled}"
+        folder = self.find_model_folder(source)
         if is_stage_folder(folder):
             return str(StageFolder(folder).read_manifest()["key"])
         digests = {str(path.relative_to(folder)): self.compute_file_digest(path) for path in list_model_files(folder)}

@@ -20,8 +20,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
@@ -43,25 +44,48 @@ SHAPE = {
 TOKENIZER = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "qwen3_tokenizer"
 FP32_PRODUCTS = Path(__file__).resolve().parent / "fp32_products"
 LORA = {"lora": {"rank": 16, "alpha": 32}}
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 QLORA = {"lora": {"rank": 16, "alpha": 32, "base_weights": "nf4"}}
 STEPS = 3
 TRL_STEPS = 2  # the second has moments and gradients, as all after it
 
 
 class Case(NamedTuple):
-    """A stage, the settings that are its own, and the rows it reads: how many a step, and of how many tokens."""
+    """A stage, the settings that are its own, and the rows it reads: how many a step, and of how many tokens.
+
+    steps: one is not killed, for its checkpoint comes at the end. answer: tokens of a row in the loss; None = all but
+    16. shape: what the model has that others do not. precision: of its files and of the computation.
+    """
 
     kind: str
     settings: dict[str, Any]
     rows: int
     tokens: int
     trl: bool = False
+    steps: int = STEPS
+    answer: int | None = None
+    shape: Mapping[str, Any] = MappingProxyType({})
+    precision: str = "bf16"
+
+
+# Four times the positions that the model has by itself. In fp32, because attention in bf16 takes ten times as long on
+# a CPU without bf16 instructions; few tokens in the loss, because scoring all 32,768 takes longer than a layer.
+YARN = {
+    "max_position_embeddings": 8192,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1_000_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
 
 
 CASES = {
     "sft_lora": Case("sft", LORA, 2, 1024),
     "sft_qlora": Case("sft", QLORA, 2, 1024),
     "sft_full": Case("sft", {}, 2, 1024),
+    "sft_lora_32k": Case("sft", LORA, 1, 32_768, steps=1, answer=1024, shape=YARN, precision="fp32"),
     "dpo_lora": Case("dpo", LORA, 2, 512),
     "dpo_qlora": Case("dpo", QLORA, 2, 512),
     "grpo_lora": Case("grpo", LORA, 4, 128),
@@ -71,12 +95,15 @@ CASES = {
     "trl_sft_full": Case("sft", {}, 2, 1024, trl=True),
     "trl_dpo_lora": Case("dpo", LORA, 2, 512, trl=True),
 }
+LONG = ("sft_lora_32k",)  # hours with all layers: ask for it by name, with --layers 1
 CHECKPOINTING = True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"all by default: {', '.join(CASES)}")
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default but {', '.join(LONG)}"
+    )
     parser.add_argument("--home", type=Path, default=Path("build/real_shape"))
     parser.add_argument("--out", type=Path, help="file of JSON lines that results are added to")
     parser.add_argument("--limit-gib", type=float, default=12.0)
@@ -101,9 +128,12 @@ def main() -> None:
         parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     home = options.home.resolve()
     home.mkdir(parents=True, exist_ok=True)
-    model = build_model(home / f"model_{options.layers}", options.tokenizer, options.layers)
     results = []
-    for name in options.cases or CASES:
+    for name in options.cases or [name for name in CASES if name not in LONG]:
+        case = CASES[name]
+        kind = f"{options.layers}{'_yarn' if case.shape else ''}{'' if case.precision == 'bf16' else '_fp32'}"
+        shape = SHAPE | case.shape | {"num_hidden_layers": options.layers, "dtype": DTYPES[case.precision]}
+        model = build_model(home / f"model_{kind}", options.tokenizer, shape)
         results.append(measure_case(name, home, model))
         if options.out:
             with options.out.open("a") as file:
@@ -125,18 +155,16 @@ def main() -> None:
 # --- the model and the rows
 
 
-def build_model(folder: Path, tokenizer: Path, n_layers: int) -> Path:
+def build_model(folder: Path, tokenizer: Path, shape: dict[str, Any]) -> Path:
     """Builds the model once, in a process of its own."""
     if not (folder / "model.safetensors").exists():
-        _start_child(
-            {"do": "build", "folder": str(folder), "tokenizer": str(tokenizer), "layers": n_layers}, None
-        ).wait()
+        _start_child({"do": "build", "folder": str(folder), "tokenizer": str(tokenizer), "shape": shape}, None).wait()
     if not (folder / "model.safetensors").exists():
         raise SystemExit("the model could not be built")
     return folder
 
 
-def _write_model(folder: Path, tokenizer: Path, n_layers: int) -> None:
+def _write_model(folder: Path, tokenizer: Path, shape: dict[str, Any]) -> None:
     """Writes a folder in Hugging Face form: weights as transformers draws them, with a fixed seed."""
     import shutil
 
@@ -144,9 +172,9 @@ def _write_model(folder: Path, tokenizer: Path, n_layers: int) -> None:
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     torch.manual_seed(0)
-    config = Qwen3Config(**SHAPE | {"num_hidden_layers": n_layers}, dtype="bfloat16")
+    config = Qwen3Config(**shape)
     previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(getattr(torch, shape["dtype"]))
     model = AutoModelForCausalLM.from_config(config)
     torch.set_default_dtype(previous)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +189,7 @@ def write_rows(case: Case, model: Path | None, path: Path) -> None:
     """Writes rows of about the case's tokens, of words that are a token each; few words for the embedded model."""
     rng = random.Random(0)
     tokens = case.tokens if model else 48
-    n_rows = case.rows * (1 if case.kind in ("evaluate", "grpo") else STEPS + 1)
+    n_rows = case.rows * (1 if case.kind in ("evaluate", "grpo") else case.steps + 1)
 
     def say(n: int) -> str:
         return " ".join(rng.choice(WORDS) for _ in range(n))
@@ -169,9 +197,9 @@ def write_rows(case: Case, model: Path | None, path: Path) -> None:
     rows: list[dict[str, Any]] = []
     for number in range(n_rows):
         if case.kind == "sft":
-            rows.append(
-                {"messages": [{"role": "user", "content": say(16)}, {"role": "assistant", "content": say(tokens - 32)}]}
-            )
+            n_asked = tokens - 16 - case.answer if case.answer and model else 16
+            asked, answered = say(n_asked), say(tokens - 16 - n_asked)
+            rows.append({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]})
         elif case.kind == "dpo":
             prompt, n = say(max(4, tokens // 4 - 16)), tokens - tokens // 4 - 8
             rows.append({"prompt": prompt, "chosen": say(n), "rejected": say(n)})
@@ -204,18 +232,22 @@ def build_recipe(case: Case, model: Path | None, rows: Path) -> dict[str, Any]:
         "from_data": ["rows"],
         **case.settings,
     }
-    trained = {"learning_rate": 1e-4, "precision": "bf16" if model else "fp32"}
+    trained = {"learning_rate": 1e-4, "precision": case.precision if model else "fp32"}
     sampling = {"max_tokens": 128 if model else 8, "temperature": 1.0}
     if not model and "lora" in stage:
         stage["lora"] = LORA["lora"]
     if case.kind in ("sft", "dpo"):
         # As many rows as steps take: all are of one length, just below the limit, so that a step is one pass.
-        stage |= {**trained, "max_tokens": case.tokens, "batch": case.rows, "epochs": STEPS / (STEPS + 1)}
+        stage |= {**trained, "max_tokens": case.tokens, "batch": case.rows, "epochs": case.steps / (case.steps + 1)}
     if case.kind == "dpo":
         stage |= {"beta": 0.1}
     if case.kind == "grpo":
-        stage |= {**trained, "steps": STEPS, "prompts_per_step": 4, "completions_per_prompt": 4, "sampling": sampling}
-        stage |= {"rewards": [{"kind": "random"}], "kl": {"coefficient": 0.01, "apply_to": "loss"}}
+        stage |= {**trained, "steps": case.steps, "prompts_per_step": 4, "completions_per_prompt": 4}
+        stage |= {
+            "sampling": sampling,
+            "rewards": [{"kind": "random"}],
+            "kl": {"coefficient": 0.01, "apply_to": "loss"},
+        }
     if case.kind == "evaluate":
         stage |= {"completions_per_prompt": 1, "sampling": sampling}
     return {
@@ -253,7 +285,7 @@ def measure_case(name: str, home: Path, model: Path) -> dict[str, Any]:
         "baseline_gib": round(baseline / GIB, 3),
         "estimate_gib": None if case.trl else estimate(case, model),
         "checkpointing": CHECKPOINTING,
-        "steps": TRL_STEPS if case.trl else STEPS,
+        "steps": TRL_STEPS if case.trl else case.steps,
         "seconds": round(time.monotonic() - began, 1),
         "error": failed,
     }
@@ -293,7 +325,7 @@ def _measure(case: Case, model: Path | None, home: Path) -> tuple[int, str | Non
     line = [sys.executable, "-m", "qwen_align.cli", "run", str(home / "recipe.yaml"), "--home", str(home)]
     checkpoints = home / "runs" / "real_shape" / "stages" / "measured" / "checkpoints"
     peaks = []
-    if case.kind != "evaluate":
+    if case.kind != "evaluate" and case.steps > 1:
         done = watch(_start(line, said), until=lambda: any(checkpoints.glob("checkpoint-*")))
         if done.code >= 0:
             return done.peak, _read_error(done.code or 1, said)
@@ -376,7 +408,7 @@ def estimate(case: Case, model: Path) -> float | None:
 
 def _run_child(task: dict[str, Any]) -> None:
     if task["do"] == "build":
-        _write_model(Path(task["folder"]), Path(task["tokenizer"]), task["layers"])
+        _write_model(Path(task["folder"]), Path(task["tokenizer"]), task["shape"])
     else:
         _train_with_trl(CASES[task["case"]], task["model"])
 

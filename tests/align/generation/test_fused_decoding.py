@@ -33,9 +33,12 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+# Of the twelve positions that are decoded, eight lie beyond the original four.
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 4}
 MODELS = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True)),
     "qwen3, wide heads, biases": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16, attention_bias=True)),
+    "qwen3, yarn rope": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, rope_parameters=YARN_ROPE)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rms_norm_eps=1e-2)),
     "llama, biases, llama3 rope": lambda: LlamaForCausalLM(

@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qwen_align.align.generation import batched_decoding, decoding_rows
+from qwen_align.align.generation import batched_decoding, column_cache, decoding_rows
 from qwen_align.align.generation.cache_budget import GIB, count_cache_bytes
 from qwen_align.align.generation.column_cache import ColumnCache
 from qwen_align.align.generation.decoding_rows import count_cache_columns, list_rows, plan_batches
@@ -140,6 +140,25 @@ def test_log_probs_equal_an_independent_full_forward(family, sampling, by_module
             assert set(generation.sampled_logps) == {0.0}
         else:
             assert all(cut >= whole for cut, whole in zip(generation.sampled_logps, generation.logps, strict=True))
+
+
+@pytest.mark.parametrize("by_modules", [False, True], ids=["fused", "modules"])
+def test_with_yarn_log_probs_beyond_the_original_length_are_those_of_teacher_forcing(by_modules):
+    yarn = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    settings = {"max_position_embeddings": 16, "initializer_range": 0.1}  # 0.3 would round by more than 1e-5
+    model = make_model(by_modules=by_modules, rope_parameters=yarn, **settings)
+    plain = make_model(by_modules=by_modules, **settings)
+    assert LocalEngine(model, stop_ids=(0,)).length_limit == 64
+    beyond = 0
+    for generation in sampled(model, make_requests(lengths=(1, 9, 30, 51), n=3)).values():
+        drawn = torch.tensor(generation.token_ids)[:, None]
+        logps = full_logits(model, generation).log_softmax(-1).gather(1, drawn)[:, 0]
+        torch.testing.assert_close(torch.tensor(generation.logps), logps, atol=1e-5, rtol=0)
+        if len(generation.request.prompt_ids) > 16:
+            beyond += len(drawn)
+            unscaled = full_logits(plain, generation).log_softmax(-1).gather(1, drawn)[:, 0]
+            assert (logps - unscaled).abs().max() > 1e-3
+    assert beyond > 12
 
 
 def test_sampled_log_probs_are_of_the_cut_distribution(model):
@@ -514,6 +533,32 @@ def test_prompts_are_read_in_passes_of_few_tokens(model, prefill_tokens):
     passes = list(itertools.takewhile(lambda shape: shape[0] < len(made), seen))
     assert max(rows * columns for rows, columns in passes) <= prefill_tokens
     assert sum(rows * columns for rows, columns in passes) >= sum(len(request.prompt_ids) - 1 for request in requests)
+
+
+def test_a_long_prompt_is_read_without_a_large_mask(monkeypatch):
+    """The first piece has causal attention without a mask; the others one of all columns for each of their tokens."""
+    monkeypatch.setattr(column_cache, "MAX_MASK", 200)
+    model = make_model(by_modules=True)
+    requests = make_requests(lengths=(51,), n=2)
+    whole = sampled(model, requests)
+    masks = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(query, key, value, attn_mask=None, **rest):
+        masks.append((query.shape[2], None if attn_mask is None else attn_mask.shape[2] * attn_mask.shape[3]))
+        return attend(query, key, value, attn_mask=attn_mask, **rest)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    made = sampled(model, requests, prefill_tokens=20)
+    assert tokens(made) == tokens(whole)
+    assert_same_logps(made, whole)
+    first, *others = masks[: 2 * 9 : 2]  # of one of two layers, before the first step
+    assert first == (20, None)
+    assert [n for n, _ in others] == [4] * 7 + [2]
+    assert all(n_masked is not None and n_masked <= 200 for _, n_masked in others)
+    assert LocalEngine(model, stop_ids=()).prefill_tokens == 16_384
+    monkeypatch.undo()
+    assert column_cache._split_prefix(32_768, 16_384) == [16_384, *[2_048] * 8]
 
 
 # --- precision

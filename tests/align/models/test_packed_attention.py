@@ -117,6 +117,36 @@ def test_packed_rows_give_the_losses_and_gradients_of_padded_rows(architecture: 
         assert_same_gradients(gradients, expected_gradients)
 
 
+@pytest.mark.parametrize("implementation", [SDPA, EAGER])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_rows_longer_than_the_original_length_are_read_packed_as_alone(
+    scaling: dict[str, Any], implementation: str
+) -> None:
+    """Of the rows three have tokens beyond the tenth position, as the shared prompt and its completions have."""
+    rope = {"rope_theta": 10_000.0, "original_max_position_embeddings": 10, **scaling}
+    model = build_model("qwen3", implementation, rope_parameters=rope)
+    plain = build_model("qwen3", IMPLEMENTATIONS[implementation], rope_parameters=rope)
+    rows = draw_rows(LENGTHS)
+    loss, gradients = compute_gradients(model, read_packed(model, rows))
+    expected, expected_gradients = compute_gradients(plain, read_alone(plain, rows))
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert_same_gradients(gradients, expected_gradients)
+    unscaled = build_model("qwen3", implementation)
+    assert weigh(read_packed(unscaled, rows)).item() != pytest.approx(loss, abs=1e-4)
+    prompts, completions = draw_rows(N_PROMPT), draw_rows(N_TOKENS, seed=2)
+    together = [torch.cat([prompts[of], one]) for of, one in zip(PROMPT_OF, completions, strict=True)]
+    alone = [logits[-n:] for logits, n in zip(read_alone(plain, together), N_TOKENS, strict=True)]
+    assert weigh(read_shared(model, prompts, completions)).item() == pytest.approx(weigh(alone).item(), abs=1e-5)
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("implementation", [SDPA, EAGER])
 def test_without_a_layout_all_is_as_without_us(architecture: str, implementation: str) -> None:

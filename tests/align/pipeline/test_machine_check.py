@@ -196,6 +196,7 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         (MINE, {**ZERO2, "fp16": {"enabled": True}}, "fp16 is enabled: weights are trained in fp32 or bf16"),
         (MINE, {**ZERO2, "bf16": {"enabled": True}}, "bf16.enabled is said: the recipe says the precision"),
         (MINE, {**ZERO2, "torch_autocast": {"enabled": True}}, "torch_autocast is said: the recipe says the precision"),
+        (MINE, {**ZERO2, "sequence_parallel_size": 2}, "sequence_parallel_size is said: rows are not divided"),
         (MINE, {**ZERO2, "gradient_clipping": 0.5}, "gradient_clipping is 0.5, and max_grad_norm 1.0"),
         (MINE, {**ZERO2, "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "optimizer.params.lr is 0.001, and"),
         ({**RL, **MINE}, {**ZERO2, "scheduler": {"type": "WarmupLR"}}, "scheduler: grpo and ppo build their own"),

@@ -64,6 +64,16 @@ GRPO = {
         (GRPO, {"ppo_epochs": 2}, "'ppo_epochs' is called 'updates.epochs' here"),
         (SFT, {"num_generations": 2}, "'num_generations' is called 'completions_per_prompt' here, and stands in a st"),
         (SFT, {"optim": "adamw"}, "'optim' is no setting: the optimiser is AdamW"),
+        (
+            SFT,
+            {"rope_scaling": "yarn"},
+            "'rope_scaling' is no setting: `yarn: {factor: 4.0}` stands beside path or hub",
+        ),
+        (
+            SFT,
+            {"runtime": {"context_parallel": 2}},
+            "'context_parallel' is no setting: each row is trained on one device",
+        ),
     ],
 )
 def test_a_name_of_another_toolkit_is_told_as_ours(stage: dict[str, Any], changed: dict[str, Any], said: str) -> None:
