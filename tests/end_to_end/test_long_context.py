@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -14,6 +14,7 @@ from qwen_align.align.generation.requests import render_problem
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Chat, Message, Problem, Row, read_rows, to_json_line
 
+Made = TypeVar("Made", Chat, Problem)
 ORIGINAL, FACTOR = 64, 4.0
 ACCEPTED, REFUSED = int(3.9 * ORIGINAL), int(4.1 * ORIGINAL)
 N_DRAWN = 5
@@ -44,7 +45,7 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def make_row(measure: Callable[[Row], int], build: Callable[[str], Row], n_tokens: int) -> Row:
+def make_row(measure: Callable[[Made], int], build: Callable[[str], Made], n_tokens: int) -> Made:
     """Makes a row of exactly so many tokens, by words one after another."""
     for n_words, last in itertools.product(range(1, n_tokens), ("7", "77")):
         row = build("7 " * n_words + last)
@@ -64,11 +65,15 @@ def write_rows(folder: Path, model: Path, n_tokens: int) -> None:
         messages = [Message(role="user", content="2"), Message(role="assistant", content=words)]
         return Chat(id="long", messages=messages, mode="no_think")
 
-    rows = {
-        "chats": make_row(lambda row: max(len(s.ids) for s in renderer.render_samples(row)), build_chat, n_tokens),
-        "problems": make_row(
-            lambda row: len(render_problem(row, renderer).prompt.ids), build_problem, n_tokens - N_DRAWN
-        ),
+    def measure_problem(row: Problem) -> int:
+        return len(render_problem(row, renderer).prompt.ids)
+
+    def measure_chat(row: Chat) -> int:
+        return max(len(sample.ids) for sample in renderer.render_samples(row))
+
+    rows: dict[str, Row] = {
+        "chats": make_row(measure_chat, build_chat, n_tokens),
+        "problems": make_row(measure_problem, build_problem, n_tokens - N_DRAWN),
     }
     for name, row in rows.items():
         (folder / f"{name}.jsonl").write_text(to_json_line(row) + "\n")
