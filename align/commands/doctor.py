@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from qwen_align.align.engines.environments import list_engines
 from qwen_align.align.store.provenance import read_library_versions
 from qwen_align.reward.code.isolation_report import check_isolation
 
@@ -42,7 +43,14 @@ class Finding(NamedTuple):
 
 def examine_machine(home: Path) -> list[Finding]:
     """Runs all machine checks and returns their findings. Findings that prevent a run are marked as bad."""
-    return [*_check_python(), *_check_libraries(), *_check_devices(), *_check_sandbox(), *_check_home(home)]
+    return [
+        *_check_python(),
+        *_check_libraries(),
+        *_check_devices(),
+        *_check_engines(),
+        *_check_sandbox(),
+        *_check_home(home),
+    ]
 
 
 def _check_python() -> Iterator[Finding]:
@@ -73,6 +81,14 @@ def _check_devices() -> Iterator[Finding]:
         return
     probe = json.loads(probe_output.stdout)
     yield Finding("devices", ", ".join(probe["gpus"]) or f"no GPU, {probe['threads']} CPU threads")
+
+
+def _check_engines() -> Iterator[Finding]:
+    """Yields for each engine whether it is installed, of which versions, and which were tested with this package."""
+    for engine in list_engines():
+        is_worse = engine.state in ("outdated", "broken")
+        found = f"{engine.state}: {engine.found}" + ("" if is_worse or not engine.advice else f" ({engine.advice})")
+        yield Finding(engine.name, found, engine.advice if is_worse else "")
 
 
 def _check_sandbox() -> Iterator[Finding]:
