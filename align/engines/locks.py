@@ -33,13 +33,13 @@ def format_lock_name(name: EngineName, device: Device, platform: str, python: st
     return f"{name}-{device}-{platform}-py{python.replace('.', '')}.txt"
 
 
-def read_lock(name: EngineName, device: Device, platform: str, python: str, folder: Path = FOLDER) -> Lock:
+def read_lock(name: EngineName, device: Device, platform: str, python: str) -> Lock:
     """Reads the lock of an engine for a platform and a Python. Raises RecipeError where there is none."""
     if device not in ENGINES[name]:
         raise RecipeError(f"engine {name}: there is none for {device}, but for {', '.join(ENGINES[name])}")
-    path = folder / format_lock_name(name, device, platform, python)
+    path = FOLDER / format_lock_name(name, device, platform, python)
     if not path.exists():
-        known = sorted(each.stem.removeprefix(f"{name}-{device}-") for each in folder.glob(f"{name}-{device}-*.txt"))
+        known = sorted(each.stem.removeprefix(f"{name}-{device}-") for each in FOLDER.glob(f"{name}-{device}-*.txt"))
         raise RecipeError(
             f"engine {name}: no lock for {device} on {platform} with Python {python}; there are locks for "
             f"{', '.join(known) or 'none'}. Name another interpreter with --python"

@@ -32,6 +32,7 @@ LAYERS = (
     ("align.settings.*",),
     (
         "align.context",
+        "align.engines.*",
         "align.estimation.*",
         "align.evaluation.*",
         "align.models.length_limit",
@@ -62,7 +63,7 @@ LAYERS = (
     ),
     ("align.stages.*",),
     ("align.tracking.*",),
-    ("align.commands.*", "align.pipeline.*", "align.reporting.*"),
+    ("align.commands.*", "align.engines.install", "align.pipeline.*", "align.reporting.*"),
     ("align.api.*",),
     ("cli",),
 )
