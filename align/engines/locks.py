@@ -8,7 +8,7 @@ from qwen_align.align.engines.catalogue import ENGINES, Device, EngineName
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.store.files import compute_sha256
 
-FOLDER = Path(__file__).parent / "locks"
+FOLDER = Path(__file__).parent / "lock_files"
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)((?:\s+--hash=sha256:[0-9a-f]{64})+)")
 
 

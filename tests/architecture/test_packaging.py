@@ -47,7 +47,7 @@ def test_every_shipped_file_matches_the_package_data(project: dict[str, Any]) ->
     patterns = project["tool"]["setuptools"]["package-data"]["qwen_align"]
     shipped = {path for pattern in patterns for path in ROOT.glob(pattern)}
     assert {path for path in (ROOT / "recipes").rglob("*") if path.is_file() and path.suffix != ".pyc"} <= shipped
-    assert {*(ROOT / "align" / "engines" / "locks").iterdir()} <= shipped
+    assert {*(ROOT / "align" / "engines" / "lock_files").iterdir()} <= shipped
     assert ROOT / "py.typed" in shipped
 
 
@@ -134,7 +134,7 @@ def test_a_wheel_holds_the_package_and_nothing_beside_it(wheel: Path) -> None:
         for path in (ROOT / "recipes").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    data |= {f"qwen_align/{path.relative_to(ROOT)}" for path in (ROOT / "align/engines/locks").iterdir()}
+    data |= {f"qwen_align/{path.relative_to(ROOT)}" for path in (ROOT / "align/engines/lock_files").iterdir()}
     template = "qwen_align/align/reporting/page.html.j2"
     assert {name for name in names if name.startswith("qwen_align/")} == code | data | {"qwen_align/py.typed", template}
     assert "qwen_align/recipes/quickstart.yaml" in names
