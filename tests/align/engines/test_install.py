@@ -74,10 +74,9 @@ def list_names(index: Path) -> set[str]:
 
 @pytest.mark.slow(seconds=15)
 def test_an_installation_is_whole_or_not_there(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed, gone through, repeated, refused over a file of other bytes, replaced, removed: each time one or none."""
-    kill_installation(index)
-    assert list_names(index) == {"llama_cpp.unfinished", "llama_cpp.log"}
-    assert examine_engine("llama_cpp").state == "not installed"
+    """Gone through, repeated, refused over a file of other bytes, replaced, removed: each time there is one or none."""
+    (index.parent / "engines" / "llama_cpp.unfinished").mkdir(parents=True)
+    (index.parent / "engines" / "llama_cpp.unfinished" / "leftover").touch()
 
     said = run_installation(monkeypatch)
     assert said[0].startswith("llama_cpp: made_up_engine 1.0 for cpu, 2 packages for Python ")
@@ -121,8 +120,8 @@ def read_versions(folder: Path) -> dict[str, str]:
     return record.versions
 
 
-def kill_installation(index: Path) -> None:
-    """Kills an installation while its first program is at work in the unfinished folder, and sees that one end too."""
+def test_an_installation_that_is_killed_leaves_nothing_that_counts_or_goes_on(index: Path) -> None:
+    """It is killed while its first program is at work in the unfinished folder; that one ends with it."""
     reached, interpreter = index.parent / "reached", index.parent / "slow_python"
     interpreter.write_text(f'#!/bin/sh\nmkdir "$4"\ntouch "$4/leftover"\necho $$ > {reached}\nexec sleep 300\n')
     interpreter.chmod(0o755)
@@ -143,6 +142,8 @@ def kill_installation(index: Path) -> None:
     while is_running(int(reached.read_text())):
         assert time.monotonic() < until
         time.sleep(0.02)
+    assert list_names(index) == {"llama_cpp.unfinished", "llama_cpp.log"}
+    assert examine_engine("llama_cpp").state == "not installed"
 
 
 def is_running(number: int) -> bool:
