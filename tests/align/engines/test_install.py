@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,17 @@ def get_interpreter() -> install.Interpreter:
 
 
 def run_installation(
-    monkeypatch: pytest.MonkeyPatch, version: str = "1.0", *, check: str = CHECK, disk_gib: float = 0.1
+    monkeypatch: pytest.MonkeyPatch,
+    version: str = "1.0",
+    *,
+    disk_gib: float = 0.1,
+    show: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[str]:
     """Installs the made-up engine and returns what was said meanwhile."""
-    build = EngineBuild((f"made_up_engine=={version}", "made_up_tensors"), check, disk_gib, (PYTHON,))
+    build = EngineBuild((f"made_up_engine=={version}", "made_up_tensors"), CHECK, disk_gib, (PYTHON,))
     monkeypatch.setitem(ENGINES, "llama_cpp", {"cpu": build})  # type: ignore[arg-type]
     said: list[str] = []
-    install_engine(Installation("llama_cpp", "cpu", get_interpreter(), said.append))
+    install_engine(Installation("llama_cpp", "cpu", get_interpreter(), said.append, show))
     return said
 
 
@@ -78,7 +83,11 @@ def test_an_installation_is_whole_or_not_there(index: Path, monkeypatch: pytest.
     (index.parent / "engines" / "llama_cpp.unfinished").mkdir(parents=True)
     (index.parent / "engines" / "llama_cpp.unfinished" / "leftover").touch()
 
-    said = run_installation(monkeypatch)
+    shown: list[tuple[int, int]] = []
+    said = run_installation(monkeypatch, show=lambda done, of: shown.append((done, of)))
+    assert shown == sorted(shown)
+    assert {of for _, of in shown} == {4}  # each package is fetched and installed
+    assert shown[-1][0] >= 2
     assert said[0].startswith("llama_cpp: made_up_engine 1.0 for cpu, 2 packages for Python ")
     assert said[-1].startswith("llama_cpp: made_up_engine 1.0 for cpu, Python ")
     folder = index.parent / "engines" / "llama_cpp"
