@@ -148,7 +148,8 @@ def remove_engine(name: EngineName, say: Callable[[str], None]) -> bool:
         return False
     with _hold_engine(name, say):
         (root / f"{name}.log").unlink(missing_ok=True)
-        remove_tree(root / f"{name}{UNFINISHED}")
+        for leftover in (UNFINISHED, _REPLACED):  # of an installation that was killed
+            remove_tree(root / f"{name}{leftover}")
         if not (root / name).exists():
             return False
         (root / name / RECORD).unlink(missing_ok=True)  # first: a kill here leaves no half engine that seems whole
