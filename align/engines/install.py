@@ -37,6 +37,8 @@ from qwen_align.align.store.lease_record import LeaseHeld
 
 _REPLACED = ".replaced"
 _POLL_S = 0.5
+_END_S = 5.0  # to end by themselves what they have begun
+_TEMPORARY = "tmp"  # in the unfinished folder: what pip unpacks and builds is cleared away with it
 _HOST_GPU = Path("/dev/nvidiactl")  # NVIDIA's driver is loaded
 _ASK_INTERPRETER = (
     "import json, platform, sys, sysconfig; print(json.dumps([sys.implementation.name, platform.python_version(), "
@@ -190,6 +192,7 @@ def _make_environment(installation: Installation) -> None:
     build, python = installation.build, get_python(installation.unfinished)
     with installation.log.open("w", encoding="utf-8"):
         pass
+    (installation.unfinished / _TEMPORARY).mkdir(parents=True)
     _run(installation, [str(installation.interpreter.path), "-P", "-m", "venv", str(installation.unfinished)])
     fetched = [package for package in installation.lock.packages if package.name not in build.compiled]
     compiled = [package for package in installation.lock.packages if package.name in build.compiled]
@@ -215,6 +218,7 @@ def _make_environment(installation: Installation) -> None:
         qwen_align=qwen_align.__version__,
     )
     _name_final_folder(installation)
+    remove_tree(installation.unfinished / _TEMPORARY)
     write_json(installation.unfinished / RECORD, record._asdict())
 
 
@@ -243,6 +247,7 @@ def _run(
     environment = {key: value for key, value in os.environ.items() if key != PARENT_VARIABLE}
     scripts = str(get_python(installation.unfinished).parent)  # where cmake and ninja are
     environment |= {"PATH": os.pathsep.join([scripts, environment.get("PATH", os.defpath)]), **(settings or {})}
+    environment["TMPDIR"] = str(installation.unfinished / _TEMPORARY)
     begin = installation.log.stat().st_size
     with installation.log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -260,8 +265,12 @@ def _run(
                 time.sleep(_POLL_S)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                os.killpg(process.pid, signal.SIGINT)  # compilers run in groups of their own, which ninja ends
+                try:
+                    process.wait(_END_S)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
     if process.returncode:
         raise StageError(_word_failure(installation, _read_log(installation, begin)))
 

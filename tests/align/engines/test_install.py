@@ -92,7 +92,7 @@ def test_an_installation_is_whole_or_not_there(index: Path, monkeypatch: pytest.
     assert said[-1].startswith("llama_cpp: made_up_engine 1.0 for cpu, Python ")
     folder = index.parent / "engines" / "llama_cpp"
     assert find_engine_python("llama_cpp") == folder / "bin" / "python"
-    assert not (folder / "leftover").exists()
+    assert not {"leftover", "tmp"} & {path.name for path in folder.iterdir()}
     assert read_versions(folder) == {"made_up_engine": "1.0", "made_up_tensors": "1.0"}
     # Scripts name the final folder.
     assert subprocess.run([folder / "bin" / "made_up"], capture_output=True, text=True, check=True).stdout == "runs\n"
@@ -132,7 +132,7 @@ def read_versions(folder: Path) -> dict[str, str]:
 def test_an_installation_that_is_killed_leaves_nothing_that_counts_or_goes_on(index: Path) -> None:
     """It is killed while its first program is at work in the unfinished folder; that one ends with it."""
     reached, interpreter = index.parent / "reached", index.parent / "slow_python"
-    interpreter.write_text(f'#!/bin/sh\nmkdir "$4"\ntouch "$4/leftover"\necho $$ > {reached}\nexec sleep 300\n')
+    interpreter.write_text(f'#!/bin/sh\nmkdir -p "$4"\ntouch "$4/leftover"\necho $$ > {reached}\nexec sleep 300\n')
     interpreter.chmod(0o755)
     script = (
         "import sys; from pathlib import Path; from qwen_align.align.engines import install, locks; "
