@@ -77,7 +77,7 @@ def examine_engine(name: EngineName) -> EngineStatus:
     """Returns whether an engine is installed, and whether its environment is that of the lock."""
     environment, how = choose_engines_folder() / name, f"qwen-align engines install {name}"
     if not environment.exists():
-        return EngineStatus(name, "not installed", f"tested: {_describe_tested(name)}", how)
+        return EngineStatus(name, "not installed", f"of the lock: {_describe_lock(name)}", how)
     record = read_record(environment)
     if record is None:
         return EngineStatus(name, "broken", f"{environment} has no {RECORD} that can be read", how)
@@ -85,7 +85,7 @@ def examine_engine(name: EngineName) -> EngineStatus:
     if not get_python(environment).exists():
         return EngineStatus(name, "broken", f"{found}: the interpreter that it was made with is gone", how)
     if not is_current(record):
-        return EngineStatus(name, "outdated", f"{found}; tested: {_describe_tested(name)}", how)
+        return EngineStatus(name, "outdated", f"{found}; of the lock: {_describe_lock(name)}", how)
     if not ENGINES[name][record.device].is_tested:
         found += "; untested on hardware"
     return EngineStatus(name, "installed", found)
@@ -115,7 +115,7 @@ def is_current(record: EngineRecord) -> bool:
     return lock.sha256 == record.lock_sha256
 
 
-def _describe_tested(name: EngineName) -> str:
+def _describe_lock(name: EngineName) -> str:
     """Returns what the locks hold for each device, for people to read."""
     return "; ".join(
         f"{build.package} {build.version} for {device}" + ("" if build.is_tested else " (untested on hardware)")

