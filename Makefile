@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: quickstart test fast lint engines evidence generated clean
+.PHONY: quickstart test fast lint engines engine_locks evidence generated clean
 
 quickstart: .venv/core
 	$(BIN)/qwen-align run recipes/quickstart.yaml
@@ -16,10 +16,15 @@ test: .venv/dev
 fast: .venv/dev
 	$(BIN)/pytest $(SPREAD) -m "not slow and not engine and not evidence" --hypothesis-profile fast
 
-# What needs packages that CI does without: the real trackers, DeepSpeed, in an environment of their own. A package that
-# is missing fails there, and so does a run without a test. Needs a C++ compiler, which builds DeepSpeed's operators.
+# What needs packages that CI does without: the real trackers and DeepSpeed, in an environment of their own, and the engines,
+# each in its own. A package that is missing fails there, and so does a run without a test. Needs a C++ compiler, for
+# DeepSpeed's operators and llama.cpp. The engines for CPUs have locks for Python 3.11: make engines PYTHON=python3.11.
+ENGINES = QWEN_ALIGN_ENGINES=$(CURDIR)/build/engine_environments
 engines: build/engines/bin/pytest
-	build/engines/bin/pytest -m engine -v --timeout 3600
+	$(ENGINES) build/engines/bin/qwen-align engines install vllm --device cpu
+	$(ENGINES) build/engines/bin/qwen-align engines install llmcompressor --device cpu
+	$(ENGINES) build/engines/bin/qwen-align engines install llama_cpp --device cpu
+	$(ENGINES) build/engines/bin/pytest -m engine -v --timeout 3600
 
 build/engines/bin/pytest: pyproject.toml constraints.txt
 	$(PYTHON) -m venv build/engines
@@ -30,6 +35,12 @@ lint: .venv/dev .typing/qwen_align
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The locks of the engines, after a change of align/engines/catalogue.py: the one target that asks what is newest.
+engine_locks: .venv/dev
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet uv
+	$(BIN)/python tests/align/engines/renew_locks.py build/uv/bin/uv
 
 # What programs write: the records of new kinds of stage and new recipes, docs/reference.md, the tables of docs/scaling.md.
 generated: .venv/dev

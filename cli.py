@@ -407,6 +407,24 @@ def _check_machine(parsed: argparse.Namespace, console: "Console") -> int:
     return 4 if any(finding.is_bad for finding in findings) else 0
 
 
+def _manage_engines(parsed: argparse.Namespace, console: "Console") -> int:
+    """Lists, installs or removes engines in environments of their own and returns the exit code."""
+    from qwen_align.align.commands import engines
+
+    def say(message: str) -> None:
+        console.print(message, soft_wrap=True)
+
+    engines.check_options(parsed.action, parsed.name, parsed.device, parsed.python)
+    if parsed.action == "list":
+        for line in engines.describe_engines():
+            say(line)
+    elif parsed.action == "install":
+        engines.install(parsed.name, parsed.device or "auto", parsed.python, console, say)
+    else:
+        engines.remove(parsed.name, say)
+    return 0
+
+
 def _prune_store(parsed: argparse.Namespace, console: "Console") -> int:
     """Deletes stored stages that no run links to and prints the freed space."""
     from qwen_align.align.store import prune
@@ -546,6 +564,13 @@ def _build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--nodes", type=_parse_count, metavar="N", help="several nodes: how many (default 2)")
     doctor.add_argument("--node-rank", type=int, metavar="K", help="of several nodes: this one's number")
     doctor.add_argument("--rendezvous", metavar="HOST:PORT", help="of several nodes: where node 0 listens")
+    engines = _add_command(
+        commands, "engines", _manage_engines, "list, install or remove engines in Python environments of their own"
+    )
+    engines.add_argument("action", choices=["list", "install", "remove"], help="what to do")
+    engines.add_argument("name", nargs="?", help="vllm, llmcompressor or llama_cpp")
+    engines.add_argument("--device", choices=["auto", "cpu", "cuda"], help="install: for what device (default auto)")
+    engines.add_argument("--python", type=Path, help="install: with this interpreter (default: the one that runs this)")
     prune = _add_command(commands, "prune", _prune_store, "delete stored stages that no run links to")
     prune.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     return parser

@@ -6,10 +6,10 @@ from typing import NamedTuple
 class LibraryVersion(NamedTuple):
     """A library: the version that the tests ran with, what pyproject.toml asks for, and what needs it.
 
-    version: None where none was run. extra: the extra that installs it, None for what is always there.
+    extra: the extra that installs it, None for what is always there.
     """
 
-    version: str | None
+    version: str
     requirement: str
     use: str
     extra: str | None = None
@@ -25,5 +25,4 @@ TESTED_VERSIONS: dict[str, LibraryVersion] = {
     "bitsandbytes": LibraryVersion(
         "0.50.2", "bitsandbytes>=0.50.2,<0.51", "lora.base_weights: nf4, 8-bit and paged optimisers", "qlora"
     ),
-    "vllm": LibraryVersion(None, "trl[vllm]==1.16.*", "engine: vllm", "vllm"),
 }

@@ -19,7 +19,7 @@ from qwen_align.align.commands import shipped_recipes
 from tests.clock import slowness
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "check", "show", "report", "runs", "recipes", "schema", "doctor", "prune")
+COMMANDS = ("run", "check", "show", "report", "runs", "recipes", "schema", "doctor", "engines", "prune")
 DATA: dict[str, Any] = {
     "name": "data",
     "kind": "build_data",

@@ -40,10 +40,8 @@ def _judge(name: str, version: str | None, tested: LibraryVersion) -> Finding:
             is_bad=tested.extra is None,
         )
     found = f"{version} ({tested.use})" if tested.extra else version
-    if requirement.name == name and not requirement.specifier.contains(version, prereleases=True):
+    if not requirement.specifier.contains(version, prereleases=True):
         return Finding(name, found, f"{requirement.specifier} is asked for: {_INSTALL} {target}", is_bad=True)
-    if tested.version is None:
-        return Finding(name, found, "no version of it was run with this package yet")
     if Version(version).public != Version(tested.version).public:
         return Finding(name, found, f"{tested.version} is what this was tested with: {_INSTALL} {target}")
     return Finding(name, found)

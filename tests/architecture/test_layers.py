@@ -33,6 +33,7 @@ LAYERS = (
     ("align.settings.*",),
     (
         "align.context",
+        "align.engines.*",
         "align.estimation.*",
         "align.evaluation.*",
         "align.models.extended_folder",
@@ -65,7 +66,7 @@ LAYERS = (
     ),
     ("align.stages.*",),
     ("align.tracking.*",),
-    ("align.commands.*", "align.doctor.*", "align.pipeline.*", "align.reporting.*"),
+    ("align.commands.*", "align.doctor.*", "align.engines.install", "align.pipeline.*", "align.reporting.*"),
     ("align.api.*",),
     ("cli",),
 )
