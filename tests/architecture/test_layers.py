@@ -38,6 +38,7 @@ LAYERS = (
         "align.models.lora_targets",
         "align.models.model_description",
         "align.models.model_files",
+        "align.models.router_settings",
         "align.models.tensor_comparison",
         "align.models.tensor_table",
         "align.models.weight_check",
