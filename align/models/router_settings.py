@@ -11,6 +11,7 @@ from qwen_align.align.settings.training import Lora, Optimizer
 
 COEFFICIENT = "router_aux_loss_coef"  # of config.json
 DEFAULT_COEFFICIENT = 0.001  # what transformers' configurations of Qwen's mixtures have where config.json leaves it out
+MIXTURES = tuple(name for name, architecture in ARCHITECTURES.items() if architecture.has_experts)
 
 
 class RouterSettings(NamedTuple):
@@ -72,10 +73,8 @@ def _adapts_routers(lora: Lora) -> bool:
 def _check_balancing(settings: Optimizer, config: Mapping[str, Any], runtime: Runtime) -> None:
     """Raises RecipeError where there is no load-balancing loss over a whole step."""
     reason = None
-    architecture = ARCHITECTURES.get(str(config.get("model_type")))
-    if architecture is None or not architecture.has_experts:
-        known = ", ".join(name for name, each in ARCHITECTURES.items() if each.has_experts)
-        reason = f"is known of {known}, not of {config.get('model_type')}"
+    if config.get("model_type") not in MIXTURES:
+        reason = f"is known of {', '.join(MIXTURES)}, not of {config.get('model_type')}"
     elif _has_windows(config):
         reason = "reads packed rows, which this model with sliding windows cannot"
     elif getattr(settings, "trainer", "native") == "trl":

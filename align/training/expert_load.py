@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qwen_align.align.models.packed_attention import PackedLayout, can_pack
+from qwen_align.align.models.router_settings import MIXTURES
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
 
 
@@ -40,11 +41,11 @@ def freeze_routers(model: nn.Module) -> None:
 def watch_experts(model: Any, coefficient: float) -> "ExpertLoad | None":
     """Returns what counts the load of a model's experts. Returns None where it has none, or reads padded rows.
 
-    `coefficient`: of the load-balancing loss.
+    Other mixtures than Qwen's are not counted. `coefficient`: of the load-balancing loss.
     """
     causal = model.get_base_model() if isinstance(model, PeftModel) else model
     backbone = causal.base_model
-    routers = find_routers(backbone)
+    routers = find_routers(backbone) if backbone.config.model_type in MIXTURES else []
     if not routers or not can_pack(backbone.config):
         assert not coefficient, "refused with the settings of routers"
         return None

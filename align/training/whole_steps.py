@@ -65,11 +65,11 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     _prepare_inputs: Callable[[Batch], Batch]
     _metrics: Any
 
-    def __init__(self, *args: Any, model: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._figures: list[tuple[str, float, float]] = []  # name, value and weight of each micro-batch's metrics
-        config = model.config.get_text_config()
+        config = kwargs["model"].config.get_text_config()
         coefficient = getattr(config, COEFFICIENT, None)
-        super().__init__(*args, model=model, **kwargs)
+        super().__init__(*args, **kwargs)
         if coefficient is not None:  # TRL has written that its own loss has none
             setattr(config, COEFFICIENT, coefficient)
 
@@ -152,7 +152,7 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
             self._metrics["train"] |= {name: [value] for name, value in experts.summarise().items()}
         return loss
 
-    def _count_experts(self, experts: ExpertLoad, model: Any, batches: Sequence[Batch], n_idle: int) -> None:
+    def _count_experts(self, experts: ExpertLoad, model: Any, batches: list[Batch], n_idle: int) -> None:
         """Counts which experts the tokens of a step of several passes are sent to, before the first is trained on."""
         if not experts.needs_counting(len(batches) + n_idle):
             return

@@ -55,7 +55,7 @@ def build_ladder(n: int, *, steps: int, completions: int = 4, mixes_own: bool = 
     mixes_own: thinking is fused from the model's own right completions, as a model has that has learnt something.
     """
     sampling = {**SAMPLING, "max_tokens": 96}
-    of_rows = {"max_tokens": 256, "batch": 8, "epochs": 1, "learning_rate": 1e-3}
+    of_rows = {"max_tokens": 256, "batch": 8, "epochs": 1, "learning_rate": 2e-3}
     of_rl = {
         "from_data": ["problems"],
         "rewards": [{"kind": "math_answer"}, {"kind": "learned", "from_scorer": "rm", "weight": 0.01}],
@@ -79,7 +79,7 @@ def build_ladder(n: int, *, steps: int, completions: int = 4, mixes_own: bool = 
         {"name": "problems", "kind": "build_data", "builder": {**arithmetic, "rows": "problem"}},
         {"name": "direct", "kind": "build_data", "builder": {**arithmetic, "rows": "direct"}},
         PAIRS,
-        {"name": "sft", "kind": "sft", "from_model": "base", "from_data": ["traces"], **of_rows, "epochs": 2},
+        {"name": "sft", "kind": "sft", "from_model": "base", "from_data": ["traces"], **of_rows, "epochs": 4},
         {"name": "dpo", "kind": "dpo", "from_model": "sft", "beta": 0.3, **of_pairs, "learning_rate": 1e-4},
         {"name": "rm", "kind": "reward_model", "from_model": "sft", **of_pairs},
         {"name": "grpo", "kind": "grpo", "from_model": "dpo", **of_rl, "kl": {"coefficient": 0.1}},
