@@ -65,8 +65,9 @@ def test_a_mixture_learns_on_its_ladder(tmp_path: Path) -> None:
 def build_compared_stages() -> list[dict[str, Any]]:
     """Stages whose steps have several passes, with a load-balancing loss that counts."""
     of_both = {"from_model": "base", "experts": {"load_balancing": 0.1}}
+    of_sft = {"epochs": 2, "learning_rate": 1e-3}
     of_grpo = {"rewards": [{"kind": "random"}], "updates": {"minibatches": 2}}
-    more = {"traces": {}, "problems": {}, "sft": of_both, "grpo": of_both | of_grpo}
+    more = {"traces": {}, "problems": {}, "sft": of_both | of_sft, "grpo": of_both | of_grpo}
     return [one | more[one["name"]] for one in build_ladder(16, steps=2) if one["name"] in more]
 
 
