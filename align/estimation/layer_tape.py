@@ -11,7 +11,10 @@ from qwen_align.align.estimation.tape import Tape, Tensor
 
 
 class LayerShape(NamedTuple):
-    """The widths of a decoder layer: hidden states, queries, keys, MLP, heads, and whether queries are normed."""
+    """The widths of a decoder layer: hidden states, queries, keys, MLP, heads, and whether queries are normed.
+
+    n_experts: that a router chooses from, 0 for a layer without.
+    """
 
     hidden: int
     queries: int
@@ -20,6 +23,7 @@ class LayerShape(NamedTuple):
     heads: int
     head_dim: int
     has_query_norm: bool
+    n_experts: int = 0
 
 
 class Tokens(NamedTuple):
@@ -176,11 +180,24 @@ class _Writer:
     def feed_forward(self, x: Tensor) -> Tensor:
         """The gated MLP: down(silu(gate(x)) * up(x))."""
         shape = self.shape
+        if shape.n_experts:
+            self.route(x)
         gate = self.linear(x, "gate_proj", shape.inner, shape.hidden)
         active = self.tape.record([gate], gate.n_bytes, saves=[gate])
         up = self.linear(x, "up_proj", shape.inner, shape.hidden)
         product = self.tape.record([active, up], up.n_bytes, saves=[active, up])
         return self.hold(x, self.linear(product, "down_proj", shape.hidden, shape.inner))
+
+    def route(self, x: Tensor) -> None:
+        """A router's probabilities of its experts: for the choice, and for the load-balancing loss."""
+        n_numbers = float(self.shape.n_experts * self.n_tokens)
+        logits = self.tape.record(
+            [x], n_numbers * self.numerics.compute, saves=[x] if self.numerics.trains_base else []
+        )
+        for _ in range(2):
+            full = self.convert(logits, self.shape.n_experts, _FP32)
+            probabilities = self.tape.record([full], n_numbers * _FP32)
+            self.tape.save_output(probabilities, probabilities)
 
     def hold(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns y, until which x is alive too."""

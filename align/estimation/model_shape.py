@@ -119,9 +119,12 @@ def _read_layer(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Laye
     queries, hidden = tensors["self_attn.q_proj.weight"]
     keys, _ = tensors["self_attn.k_proj.weight"]
     heads = int(config["num_attention_heads"])
+    n_experts = 0
     if "mlp.gate_proj.weight" in tensors:
         inner = tensors["mlp.gate_proj.weight"][0]
     else:
+        n_experts = _count_experts(config)
         inner = tensors["mlp.experts.0.gate_proj.weight"][0] * int(config.get("num_experts_per_tok", 8))
         inner += tensors.get("mlp.shared_expert.gate_proj.weight", (0,))[0]
-    return LayerShape(hidden, queries, keys, inner, heads, queries // heads, "self_attn.q_norm.weight" in tensors)
+    has_query_norm = "self_attn.q_norm.weight" in tensors
+    return LayerShape(hidden, queries, keys, inner, heads, queries // heads, has_query_norm, n_experts)

@@ -17,9 +17,11 @@ from qwen_align.align.estimation.training_memory import (
     measure_scoring,
     measure_update,
 )
+from qwen_align.align.models.router_settings import resolve_router_settings
 from qwen_align.align.settings.pass_limits import get_pass_limits
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
+from qwen_align.align.settings.training import Optimizer
 from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
@@ -102,7 +104,10 @@ def estimate_stage(
     prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
     load = Loading(is_on_gpu, merges_adapters)
     if workload.training:
-        return _Training(workload, workload.training, runtime, shape, device, prompt_tokens, load).estimate()
+        stage = _Training(workload, workload.training, runtime, shape, device, prompt_tokens, load)
+        routers = resolve_router_settings(settings, config, runtime) if isinstance(settings, Optimizer) else None
+        stage.balances_experts = routers is not None and routers.load_balancing > 0
+        return stage.estimate()
     return _estimate_sampling(workload, runtime, shape, device, prompt_tokens, load)
 
 
@@ -144,6 +149,8 @@ class Place(NamedTuple):
 class _Training:
     """The estimate of a stage that trains: what it holds at any moment, and its phases."""
 
+    balances_experts = False  # over a whole optimiser step
+
     def __init__(
         self,
         workload: Workload,
@@ -170,6 +177,10 @@ class _Training:
         """Estimates all phases."""
         checkpointing = self._decide_checkpointing()
         work = self._build_pass(checkpointing=checkpointing)
+        if self.balances_experts and work.accumulates:  # each pass is made once more before, without gradients
+            n_passes = self.training.scoring_passes + self.training.passes
+            self.training = self.training._replace(scoring_passes=n_passes)
+            self.workload = self.workload._replace(training=self.training)
         phases = [self._build_phase("load", Moment("weights", self._list_loaded(work)))]
         rows_at_once = None
         if isinstance(self.rows, DrawnRows):

@@ -63,6 +63,7 @@ TOKENIZER_FILES = (
 # What every from_pretrained of a model is given: no pickles, and no adapter beside it, for there is no such subfolder.
 FROM_PRETRAINED_ARGUMENTS = {"use_safetensors": True, "adapter_kwargs": {"subfolder": "no adapter is taken from here"}}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ROUTER_OUTPUTS = "output_router_logits"  # of a mixture's config.json: whether a model returns them, and a loss of them
 _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -120,6 +121,12 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """Reads the config.json of a model's base, completed by transformers' defaults."""
     config: dict[str, Any] = AutoConfig.from_pretrained(str(fetch_base_folder(locate_model_files(folder)))).to_dict()
     return config
+
+
+def read_router_outputs(folder: Path) -> dict[str, Any]:
+    """Reads what config.json says of a mixture's router logits, which nothing here asks a model for."""
+    config = read_json(fetch_base_folder(locate_model_files(folder)) / "config.json")
+    return {ROUTER_OUTPUTS: config[ROUTER_OUTPUTS]} if ROUTER_OUTPUTS in config else {}
 
 
 def choose_device(runtime: Runtime) -> torch.device:
@@ -232,6 +239,8 @@ def load_base_model(
             f"{', '.join(named[:4])}{' and others' if len(named) > 4 else ''}"
         )
     _refuse_unsound_weights(folder, model, head)
+    if hasattr(model.config, ROUTER_OUTPUTS):  # the loss of them fails at the masks of generation
+        setattr(model.config, ROUTER_OUTPUTS, False)
     if model.can_generate():
         model.generation_config = _read_generation_config(folder, model)
     return model

@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.models import loading
 from qwen_align.align.models.model_description import locate_model_files
+from qwen_align.align.models.router_settings import resolve_router_settings
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_precision import Precision, Trained
 from qwen_align.align.models.weight_shards import build_shard_mesh
 from qwen_align.align.models.zero3_shards import partition_with_zero3
 from qwen_align.align.settings.runtime import Runtime
+from qwen_align.align.training.expert_load import freeze_routers
 
 # What transformers sets on a model that it has quantised; PEFT and TRL read them.
 _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4bit")
@@ -29,12 +31,17 @@ _MARKS = ("is_quantized", "quantization_method", "hf_quantizer", "is_loaded_in_4
 def load_for_training(folder: Path, settings: Trained, runtime: Runtime, *, needs_head: bool = True) -> PreTrainedModel:
     """Loads the model that a stage with resolved settings trains: as `loading.load_model_to_train`, or in 4 bits.
 
-    Where processes shard the weights, each loads its shard.
+    Where processes shard the weights, each loads its shard. Of a mixture of experts the routers are frozen where the
+    settings say so, which are refused where they do not fit the model.
     """
     device = loading.choose_device(runtime)
+    routers = resolve_router_settings(settings, loading.read_model_config(folder), runtime)
     if settings.lora is None or settings.lora.base_weights != "nf4":
         mesh = build_shard_mesh(runtime, device)
-        return partition_with_zero3(loading.load_model_to_train(folder, settings, needs_head=needs_head, mesh=mesh))
+        model = partition_with_zero3(loading.load_model_to_train(folder, settings, needs_head=needs_head, mesh=mesh))
+        if routers and not routers.are_trained:
+            freeze_routers(model)
+        return model
     assert settings.precision != "auto"
     return load_quantized_model(folder, settings.precision, device, needs_head=needs_head)
 

@@ -8,6 +8,7 @@ from qwen_align.align.errors import RecipeError
 from qwen_align.align.models.logit_scales import find_logit_scale
 from qwen_align.align.models.lora_targets import check_lora_targets, describe_all_linear, list_layers
 from qwen_align.align.models.model_description import find_base_folder, is_stage_folder, locate_model_files
+from qwen_align.align.models.router_settings import describe_routers, resolve_router_settings
 from qwen_align.align.models.tensor_table import Head
 from qwen_align.align.models.weight_check import (
     check_weights,
@@ -44,6 +45,7 @@ def check_models(plan: Plan, forced: Sequence[PlannedStage] = ()) -> list[str]:
     for stage in stages_to_run:
         notes |= dict.fromkeys(_check_lora(plan, stage))
         notes |= dict.fromkeys(_check_precision(plan, stage))
+        notes |= dict.fromkeys(_check_routers(plan, stage))
         _check_logits(plan, stage)
     return list(notes)
 
@@ -119,6 +121,23 @@ def _check_precision(plan: Plan, stage: PlannedStage) -> Iterator[str]:
         yield f"stage '{stage.origin}': {stored.note}"
     if line:
         yield f"stage '{stage.origin}': {line}"
+
+
+def _check_routers(plan: Plan, stage: PlannedStage) -> Iterator[str]:
+    """Yields how a stage trains the routers of a mixture of experts, where its model's config is known.
+
+    Raises RecipeError for settings that do not fit the model.
+    """
+    config = trace_config(plan, stage) if isinstance(stage.settings, Optimizer) else None
+    if config is None:
+        return
+    assert isinstance(stage.settings, Optimizer)
+    try:
+        found = resolve_router_settings(stage.settings, config, stage.runtime)
+    except RecipeError as error:
+        raise RecipeError(f"stage '{stage.origin}': {error}") from None
+    if found is not None:
+        yield f"stage '{stage.origin}': experts: {describe_routers(found)}"
 
 
 def _check_logits(plan: Plan, stage: PlannedStage) -> None:

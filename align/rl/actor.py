@@ -108,14 +108,19 @@ class Actor(nn.Module):
         policy: bool = True,
         entropies: bool = True,
         values: bool = False,
+        states_only: bool = False,
         temperature: float | None = None,
     ) -> Scores:
         """Computes the log-probs of a micro-batch's tokens, their entropies, and the critic's values on request.
 
-        The temperature is that of the sampling if none is given.
+        The temperature is that of the sampling if none is given. `states_only`: the policy's trunk reads the tokens,
+        and nothing is computed of its states.
         """
         scores = Scores(None, None, None)
         hidden = None
+        if states_only:
+            _compute_states(self.causal_lm.base_model, batch)
+            return scores
         if policy or (values and self._shares_states):
             hidden = _compute_states(self.causal_lm.base_model, batch)
         if policy:

@@ -46,6 +46,7 @@ from qwen_align.align.settings.pass_limits import PassLimits, get_pass_limits
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import sum_over_processes
+from qwen_align.align.training.expert_load import ExpertLoad
 from qwen_align.align.training.frozen_models import prepare_frozen
 from qwen_align.align.training.gathered_weights import gather_state, save_gathered_model
 from qwen_align.align.training.measured_steps import MeasuredSteps
@@ -82,6 +83,7 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
     lr_scheduler: Any
     weight_files = WEIGHTS
     extra_files = (STATE,)
+    expert_load: ExpertLoad | None = None  # of a mixture of experts
 
     def __init__(
         self,
@@ -169,6 +171,10 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
         loss = torch.zeros((), device=self.args.device)
         passes = self._plan_passes(inputs["rows"])
         self._was_skipped = not passes
+        experts = None if self._is_critic_warmup else self.expert_load
+        if experts is not None:
+            experts.start_step()
+            self._count_experts(experts, passes)
         for number, compute_part in enumerate(passes, start=1):
             batch: MicroBatch = compute_part.keywords["batch"]
             self._count_pass(batch)
@@ -177,11 +183,15 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
                     part = compute_part(model)
                 # Gradients are averaged over devices, and these are parts of one sum.
                 self.accelerator.backward(part * self._world)
+                if experts is not None:
+                    experts.end_pass()
             loss += part.detach()
         if self._is_critic_warmup:
             for _, parameter in self.model.policy_parameters():
                 parameter.grad = None
         self._summarise_update(loss, is_skipped=not passes)
+        if experts is not None and passes:
+            self.metrics |= experts.summarise()
         self.metrics["time/update"] = time.monotonic() - started
         if not self.minibatches:
             self._check_watchdogs()
@@ -392,11 +402,31 @@ class OnlineTrainer(MeasuredSteps, AtomicCheckpoints, Trainer):  # type: ignore[
             entropy_coefficient=self.entropy_coefficient.effective_value,
         )
         batch = batch.to(self.args.device)
+        experts = self.expert_load if terms.policy else None
+        if experts is not None:
+            experts.start_pass(is_idle=not totals.share)
         scores = model(batch, policy=terms.policy, values=terms.value)
         loss, sums = compute_loss(scores, batch, self.rollouts, totals, terms, self.algorithm)
+        if experts is not None and experts.coefficient:
+            loss = loss + totals.share * experts.compute_part()
         # Devices add up the same figures, also one that has idle passes alone.
         self._add_sums(sums if totals.share else {name: torch.zeros_like(value) for name, value in sums.items()})
         return loss
+
+    def _count_experts(self, experts: ExpertLoad, passes: Sequence[partial[Tensor]]) -> None:
+        """Counts which experts the completions of a step of several passes are sent to, before its first update.
+
+        PPO-ptx's texts, which are no part of the batch that is balanced, are left out.
+        """
+        counted = [each.keywords for each in passes if "totals" in each.keywords]
+        if not experts.needs_counting(len(counted)):
+            return
+        with experts.count_passes():
+            for keywords in counted:
+                with self._update_in_phase(keywords["batch"]), self.compute_loss_context_manager():
+                    experts.start_pass(is_idle=not keywords["totals"].share)
+                    self.model_wrapped(keywords["batch"].to(self.args.device), states_only=True)
+                    experts.end_pass()
 
     def _plan_text_passes(self) -> list[partial[Tensor]]:
         """Returns this process's forward passes over PPO-ptx's raw texts for an optimiser step."""

@@ -80,6 +80,9 @@ _SAME_SETTING: dict[tuple[str, ...], dict[str, str]] = {
         "fp16": "fp32 or bf16; there is no fp16",
     },
     ("seed",): {"data_seed": "one seed for all random numbers of a stage"},
+    ("experts.load_balancing",): dict.fromkeys(
+        ("router_aux_loss_coef", "moe_aux_loss_coef", "aux_loss_coef"), "over a whole optimiser step"
+    ),
     ("lora.rank",): {"r": "", "lora_r": "", "lora_rank": ""},
     ("lora.alpha",): {"lora_alpha": ""},
     ("lora.dropout",): {"lora_dropout": ""},

@@ -42,6 +42,22 @@ class Lora(Strict):
     )
 
 
+class Experts(Strict):
+    """How a mixture of experts is trained: its routers, and the loss that spreads tokens over the experts."""
+
+    train_router: bool | None = Field(
+        None,
+        description="train the routers, and the gate of a shared expert; null = yes, but with lora those that "
+        "target_modules names",
+    )
+    load_balancing: float | None = Field(
+        None,
+        ge=0,
+        description="coefficient of the load-balancing loss over all tokens of an optimiser step (arXiv:2501.11873); "
+        "null = router_aux_loss_coef of the model's config.json where routers are trained, else 0",
+    )
+
+
 Settings = TypeVar("Settings")
 
 
@@ -90,3 +106,4 @@ class Optimizer(Strict):
         "a CPU",
     )
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
+    experts: Experts = Field(Experts(), description="how the routers of a mixture of experts are trained")

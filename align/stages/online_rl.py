@@ -41,6 +41,7 @@ from qwen_align.align.training import fit, trl_arguments, trl_vllm
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.distributed import get_local_world_size
+from qwen_align.align.training.expert_load import freeze_routers
 from qwen_align.align.training.strategies import start_strategy
 from qwen_align.align.training.whole_copy import WholeCopy
 from qwen_align.data_builders.rollout_completions import get_verdict_value, read_completions
@@ -129,6 +130,8 @@ def _build_actor(
             activate_adapter(policy, "default")
         elif settings.kind == "separate":
             trunk = partition_with_zero3(loading.load_model(source, "fp32", mesh=_build_mesh(context)).base_model)
+        if trunk is not None and spec.experts.train_router is False:
+            freeze_routers(trunk)
         critic = Critic(hidden_size, trunk, detached=settings.detached)
         if head is not None:
             critic.head.weight.data.copy_(head)

@@ -59,6 +59,10 @@ class Trainer(WholeSteps, RewardTrainer):  # type: ignore[misc]
         n_pairs = len(batch["input_ids"]) // 2
         return self.compute_loss(model, batch) * n_pairs / totals[0] * self.args.world_size  # type: ignore[no-any-return]
 
+    def read_rows(self, model: Any, batch: Batch) -> None:
+        """Has the model read a micro-batch's tokens; its head has one output."""
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
     def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
         """Returns the number of a micro-batch's pairs, over which TRL averages."""
         return len(batch["input_ids"]) // 2, {}

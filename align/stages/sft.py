@@ -51,6 +51,10 @@ class Trainer(WholeSteps, SFTTrainer):  # type: ignore[misc]
         loss: Tensor = self.compute_loss(model, batch, num_items_in_batch=totals[0])
         return loss
 
+    def read_rows(self, model: Any, batch: Batch) -> None:
+        """Has the model read a micro-batch's tokens as far as the head."""
+        model(**batch, use_cache=False, states_only=True)
+
     def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
         """Returns the number of a micro-batch's tokens in the loss, over which TRL averages."""
         return _count_tokens_in_loss(batch), {}

@@ -13,11 +13,13 @@ from qwen_align.align.errors import DataError, Preempted, StageError
 from qwen_align.align.models import loading
 from qwen_align.align.models.adapters import label_adapter
 from qwen_align.align.models.model_description import MODEL, locate_model_files
+from qwen_align.align.models.router_settings import describe_routers, resolve_router_settings
 from qwen_align.align.models.weight_precision import Trained, find_handed_on_precision
 from qwen_align.align.settings.stage import CanBeEmpty
 from qwen_align.align.store.files import read_json, write_json
 from qwen_align.align.training import checkpoints
 from qwen_align.align.training.activation_offloading import offload_activations
+from qwen_align.align.training.expert_load import watch_experts
 from qwen_align.align.training.fsdp2 import shard_trained_model
 from qwen_align.align.training.step_guard import run_guarded
 from qwen_align.align.training.strategies import read_strategy, require_strategy
@@ -31,6 +33,10 @@ def train_and_save(trainer: Any, settings: Trained, source: Path, out: Path, con
 
     `settings` are resolved.
     """
+    routers = resolve_router_settings(settings, loading.read_model_config(source), context.runtime)
+    if routers is not None:
+        trainer.expert_load = watch_experts(getattr(trainer.model, "policy", trainer.model), routers.load_balancing)
+        print(describe_routers(routers), flush=True)
     run_trainer(trainer, out, context)
     if not settings.lora:
         trainer.handed_on_dtype = loading.DTYPES["bf16" if settings.save_weights == "bf16" else "fp32"]
@@ -86,8 +92,10 @@ def _save_trained_model(trainer: Any, settings: Trained, source: Path, out: Path
             loading.add_end_of_turn_stop(folder)
             dtype = "bfloat16" if settings.save_weights == "bf16" else "float32"
             config = read_json(folder / CONFIG)
-            if config["dtype"] != dtype:  # it is that of the weights that were computed with
-                write_json(folder / CONFIG, config | {"dtype": dtype})
+            # config.json says how the weights were computed with, which may differ from how they are handed on.
+            as_source = {"dtype": dtype, **loading.read_router_outputs(source)}
+            if config | as_source != config:
+                write_json(folder / CONFIG, config | as_source)
             asked = find_handed_on_precision(settings, loading.find_precision(source))
             is_said = asked == settings.save_weights
             write_json(out / MODEL, {"model": "model"} | ({} if is_said else {"precision": asked}))

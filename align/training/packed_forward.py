@@ -89,8 +89,8 @@ def read_states(backbone: Any, input_ids: Tensor, needed: Tensor, *, are_pairs: 
 def add_packed_head(model: PreTrainedModel, *, are_pairs: bool = False, **settings: Any) -> None:
     """Gives a causal language model TRL's fused head, which reads its rows packed where that is the same.
 
-    It is not where the architecture scales or caps its logits, or is asked for the load-balancing loss of its experts:
-    there TRL's own forward pass is used. `settings` are those of `add_fused_lm_head`.
+    It is not where the architecture scales or caps its logits: there TRL's own forward pass is used. With `states_only`
+    the rows are read as for their loss, without the head. `settings` are those of `add_fused_lm_head`.
     """
     add_fused_lm_head(model, **settings)
     padded_forward = model.forward
@@ -103,12 +103,15 @@ def add_packed_head(model: PreTrainedModel, *, are_pairs: bool = False, **settin
     def forward(
         self: Any, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **rest: Any
     ) -> Any:
-        is_asked = rest.get("fused_lm_head") and not rest.get("output_router_logits")
+        states_only = rest.pop("states_only", False)
+        is_asked = states_only or rest.get("fused_lm_head")
         if not (is_asked and is_plain and can_pack(self.config)):
             return padded_forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **rest)
         in_loss = labels[:, 1:] != -100
         needed = torch.nn.functional.pad(in_loss, (0, 1))
         states = read_states(self.base_model, input_ids, needed, are_pairs=are_pairs)
+        if states_only:
+            return states
         scores = score_tokens(states, self.get_output_embeddings(), labels[:, 1:][in_loss], **needs)
 
         def spread(values: Tensor | None) -> Tensor | None:
@@ -131,7 +134,7 @@ def add_packed_scorer(model: PreTrainedModel) -> None:
 
     @functools.wraps(type(model).forward)
     def forward(self: Any, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
-        if not can_pack(self.config) or rest.get("output_router_logits"):
+        if not can_pack(self.config):
             return padded_forward(input_ids=input_ids, attention_mask=attention_mask, **rest)
         columns = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
         is_last = columns == attention_mask.sum(dim=1, keepdim=True)

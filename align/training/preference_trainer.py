@@ -112,6 +112,10 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
             part = part - self.sft_weight * recorded.output.log_probs.chunk(2)[0].sum() / totals[1]
         return part * int(self.args.world_size)
 
+    def read_rows(self, model: Any, batch: Batch) -> None:
+        """Has the model read a micro-batch's tokens as far as the head."""
+        model(**_select_read_inputs(batch), states_only=True)
+
     def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
         """Returns the number of a micro-batch's pairs, and of tokens for what TRL averages over tokens."""
         n_chosen, n_rejected = _count_side_tokens(batch).tolist()
@@ -142,9 +146,7 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
 
     def _score_sides(self, model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
         """Returns the log-probs of the chosen and of the rejected completions, summed over tokens; (pairs,) each."""
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        read = {name: value for name, value in inputs.items() if name not in ("completion_mask", *COLUMNS)}
-        logps: Tensor = model(**read, use_cache=False, labels=labels, fused_lm_head=True).log_probs
+        logps: Tensor = model(**_select_read_inputs(inputs), fused_lm_head=True).log_probs
         chosen, rejected = logps.sum(dim=1).chunk(2)
         return chosen, rejected
 
@@ -167,6 +169,13 @@ class PreferenceTrainer(WholeSteps, DPOTrainer):  # type: ignore[misc]
             }
             for name, values in figures.items():
                 self._metrics["train"][name].append(self.accelerator.gather(values).mean().item())
+
+
+def _select_read_inputs(batch: Batch) -> dict[str, Any]:
+    """Returns what a model is given of a micro-batch, with its completions as labels."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    read = {name: value for name, value in batch.items() if name not in ("completion_mask", *COLUMNS)}
+    return {**read, "use_cache": False, "labels": labels}
 
 
 def _count_side_tokens(batch: Batch) -> Tensor:

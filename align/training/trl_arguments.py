@@ -43,6 +43,7 @@ def build_sft_arguments(settings: Sft, runtime: Runtime, out: Path, *, steps: in
         per_device_train_batch_size=split_among_processes(settings.batch, runtime),
         max_length=None,  # render has dropped what is too long
         train_sampling_strategy="sequential",
+        router_aux_loss_coef=0.0,  # the load of experts is balanced by WholeSteps
     )
 
 
@@ -60,6 +61,7 @@ def build_dpo_arguments(settings: Dpo, runtime: Runtime, out: Path, *, steps: in
         # Else TRL would load a reference by the model's name. With adapters it is the policy without them.
         precompute_ref_log_probs=not loss.needs_reference or not settings.lora,
         train_sampling_strategy="sequential",
+        router_aux_loss_coef=0.0,
     )
 
 
@@ -108,6 +110,7 @@ def build_grpo_arguments(settings: Grpo, sampling: Sampling, runtime: Runtime, o
         shuffle_dataset=False,
         disable_dropout=True,
         model_init_kwargs=FROM_PRETRAINED_ARGUMENTS,  # TRL loads the reference by the model's name
+        router_aux_loss_coef=0.0,  # another is refused with trainer: trl
     )
 
 

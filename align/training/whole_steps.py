@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qwen_align.align.models.packed_attention import can_pack
+from qwen_align.align.models.router_settings import COEFFICIENT
 from qwen_align.align.settings.pass_limits import get_pass_limits
 from qwen_align.align.training.checkpoints import AtomicCheckpoints
 from qwen_align.align.training.distributed import gather_objects, sum_over_processes
+from qwen_align.align.training.expert_load import ExpertLoad
 from qwen_align.align.training.measured_steps import MeasuredSteps, StepMeter, count_tokens_and_pairs
 from qwen_align.align.training.micro_batches import plan_micro_batches
 from qwen_align.align.training.packed_forward import applies_head_alone, count_common_tokens
@@ -49,6 +51,7 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     optimiser step and accumulates nothing; the runtime of its context says how that is cut.
     """
 
+    expert_load: ExpertLoad | None = None  # of a mixture of experts
     are_pairs = False  # whether a batch holds the chosen sides of pairs and then the rejected ones
     accelerator: Any
     state: Any
@@ -64,7 +67,11 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._figures: list[tuple[str, float, float]] = []  # name, value and weight of each micro-batch's metrics
+        config = kwargs["model"].config.get_text_config()
+        coefficient = getattr(config, COEFFICIENT, None)
         super().__init__(*args, **kwargs)
+        if coefficient is not None:  # TRL has written that its own loss has none
+            setattr(config, COEFFICIENT, coefficient)
 
     # --- what a trainer says of its rows
 
@@ -83,6 +90,10 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
         """
         raise NotImplementedError
 
+    def read_rows(self, model: Any, batch: Batch) -> None:
+        """Has the model read a micro-batch's tokens as for its loss, as far as the head."""
+        raise NotImplementedError
+
     def weigh_metrics(self, batch: Batch) -> tuple[float, Mapping[str, float]]:
         """Returns a micro-batch's weight in the means of the metrics, and the weight in those that have another."""
         raise NotImplementedError
@@ -90,9 +101,7 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
     @property
     def reads_packed(self) -> bool:
         """Returns whether the model reads rows packed; else TRL's own forward pass pads them."""
-        config = self.model.config
-        needs_experts_loss = getattr(self, "aux_loss_enabled", False)  # of RewardTrainer there is none
-        return can_pack(config) and applies_head_alone(config) and not needs_experts_loss
+        return can_pack(self.model.config) and applies_head_alone(self.model.config)
 
     # --- what transformers calls
 
@@ -114,23 +123,45 @@ class WholeSteps(MeasuredSteps, AtomicCheckpoints):
         lengths = [self.count_tokens(row) for row in inputs]
         plan = plan_micro_batches(lengths, limits, is_padded=not self.reads_packed)
         batches = [self.data_collator([inputs[number] for number in numbers]) for numbers in plan]
-        self.current_gradient_accumulation_steps = len(batches)  # by which TRL divides a loss of experts' load
         totals = self.count_totals(batches).to(self.args.device)
         sum_over_processes(totals)
         n_idle = self._count_idle_passes(len(batches))
         loss = torch.zeros((), device=self.args.device)
+        experts = self.expert_load
+        if experts is not None:
+            experts.start_step()
+            self._count_experts(experts, model, batches, n_idle)
         for number, batch in enumerate([*batches, *batches[:1] * n_idle], start=1):
             is_idle = number > len(batches)
             with self._work_on_pass(batch), self._sync_if_last(model, number == len(batches) + n_idle):
+                if experts is not None:
+                    experts.start_pass(is_idle=is_idle)
                 with self.compute_loss_context_manager(), _without_gathering(self.accelerator):
                     part = self.compute_part(model, self._prepare_inputs(batch), totals) * (not is_idle)
+                    if experts is not None and experts.coefficient:
+                        part = part + experts.compute_part() * self.args.world_size
                 self.accelerator.backward(part)
+                if experts is not None:
+                    experts.end_pass()
             loss += part.detach()
             if not is_idle:
                 self._count_pass(batch, meter)
             self._collect_metrics(batch, is_idle=is_idle)
         self._set_metrics()
+        if experts is not None:
+            self._metrics["train"] |= {name: [value] for name, value in experts.summarise().items()}
         return loss
+
+    def _count_experts(self, experts: ExpertLoad, model: Any, batches: list[Batch], n_idle: int) -> None:
+        """Counts which experts the tokens of a step of several passes are sent to, before the first is trained on."""
+        if not experts.needs_counting(len(batches) + n_idle):
+            return
+        with experts.count_passes():
+            for number, batch in enumerate([*batches, *batches[:1] * n_idle]):
+                with self._work_on_pass(batch), self.compute_loss_context_manager():
+                    experts.start_pass(is_idle=number >= len(batches))
+                    self.read_rows(model, self._prepare_inputs(batch))
+                    experts.end_pass()
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Returns 0: transformers would estimate them from the padding too, and nothing reads them."""

@@ -217,6 +217,24 @@ class World:
         spec = loading.resolve_settings(to_stage({"name": "stage", **settings}), self.inputs["base"])
         return {str(weight.dtype) for weight in loading.load_model_to_train(self.inputs["base"], spec).parameters()}
 
+    def routers(self, settings: Settings) -> Any:
+        """What of a mixture of experts is trained, and the coefficient of its load-balancing loss."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from qwen_align.align.models import loading, quantized_base
+        from qwen_align.align.models.router_settings import resolve_router_settings
+
+        folder, spec = self.folder / "mixture", to_stage({"name": "stage", **settings})
+        if not folder.exists():
+            sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+            experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 4, "vocab_size": 16}
+            config = AutoConfig.for_model("qwen3_moe", **sizes, **experts)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        spec, runtime = loading.resolve_settings(spec, folder), Runtime.model_validate(CPU)
+        model = quantized_base.load_for_training(folder, spec, runtime)
+        found = resolve_router_settings(spec, model.config.to_dict(), runtime)
+        return sorted(name for name, one in model.named_parameters() if one.requires_grad), found
+
     def loss(self, settings: Settings) -> Any:
         """Advantages, loss and gradients of online RL on fixed completions."""
         return compute_rl_loss(to_stage({"name": "stage", **settings}))

@@ -42,6 +42,7 @@ LAYERS = (
         "align.models.model_description",
         "align.models.model_files",
         "align.models.rotary_scaling",
+        "align.models.router_settings",
         "align.models.tensor_comparison",
         "align.models.tensor_table",
         "align.models.weight_check",

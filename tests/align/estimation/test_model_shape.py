@@ -97,6 +97,7 @@ def test_a_mixture_counts_all_experts_and_computes_some() -> None:
     assert shape.is_mixture
     assert shape.linear - shape.active == of_experts * 6 // 8
     assert shape.layer.inner == 2 * 16
+    assert shape.layer.n_experts == 8
 
 
 def test_an_unknown_architecture_is_refused() -> None:

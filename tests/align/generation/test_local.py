@@ -12,8 +12,12 @@ from transformers import (
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from qwen_align.align.generation import batched_decoding, column_cache, decoding_rows
@@ -41,6 +45,11 @@ FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MIXTURES = {
+    "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {**EXPERTS, "head_dim": 8, "tie_word_embeddings": True}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM, {**EXPERTS, "shared_expert_intermediate_size": 40}),
+}
 FREE = Sampling(temperature=1.0, max_tokens=12)
 GREEDY = Sampling(temperature=0.0, max_tokens=20)
 CUT = Sampling(temperature=0.7, top_p=0.9, top_k=8, min_p=0.02, max_tokens=12)
@@ -48,7 +57,7 @@ CUT = Sampling(temperature=0.7, top_p=0.9, top_k=8, min_p=0.02, max_tokens=12)
 
 def make_model(family="qwen3", *, seed=0, by_modules=False, **settings):
     """A model that decodes by the fused step, or by its own modules because something hooks into one."""
-    config, kind, more = FAMILIES[family]
+    config, kind, more = (FAMILIES | MIXTURES)[family]
     torch.manual_seed(seed)
     model = kind(config(**SIZES | more | settings)).eval()
     if by_modules:
@@ -159,6 +168,19 @@ def test_with_yarn_log_probs_beyond_the_original_length_are_those_of_teacher_for
             unscaled = full_logits(plain, generation).log_softmax(-1).gather(1, drawn)[:, 0]
             assert (logps - unscaled).abs().max() > 1e-3
     assert beyond > 12
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_draws_as_teacher_forcing_and_generate_have_it(family):
+    model = make_model(family, by_modules=True)
+    for generation in sampled(model, make_requests(FREE)).values():
+        policy = full_logits(model, generation).log_softmax(-1)
+        policy = policy.gather(1, torch.tensor(generation.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(generation.logps), policy, atol=1e-5, rtol=0)
+    for (name, _), generation in sampled(model, make_requests(GREEDY, n=1)).items():
+        prompt = torch.tensor([generation.request.prompt_ids])
+        made = model.generate(prompt, do_sample=False, max_new_tokens=20, eos_token_id=[0, 1, 2], pad_token_id=0)
+        assert made[0, prompt.shape[1] :].tolist() == generation.token_ids, name
 
 
 def test_sampled_log_probs_are_of_the_cut_distribution(model):
