@@ -32,6 +32,7 @@ LAYERS = (
     ("align.settings.*",),
     (
         "align.context",
+        "align.engines.*",
         "align.estimation.*",
         "align.evaluation.*",
         "align.models.length_limit",
@@ -72,6 +73,7 @@ PACKAGES = {"align", *(f"align.{path.parent.name}" for path in (ROOT / "align").
 # Who may import what takes seconds, wherever in the file; `align.worker` and `align.server` do it late.
 HEAVY = {
     "torch": (
+        "align.engines.worker.*",
         "align.generation.*",
         "align.models.*",
         "align.pipeline.warm_server",
