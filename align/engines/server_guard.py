@@ -32,7 +32,7 @@ def main(command: list[str]) -> int:
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, preexec_fn=lambda: _ask_kernel(_SET_PDEATHSIG, signal.SIGKILL)
     )
-    threading.Thread(target=lambda: (sys.stdin.buffer.read(), is_over.set()), daemon=True).start()
+    threading.Thread(target=_wait_for_end_of_input, args=(is_over,), daemon=True).start()
     while not is_over.is_set() and server.poll() is None:
         is_over.wait(0.2)
     if server.poll() is None:
@@ -40,7 +40,15 @@ def main(command: list[str]) -> int:
         with suppress(subprocess.TimeoutExpired):
             server.wait(GRACE_S)
     _kill_descendants()
-    return server.wait()
+    code = server.wait()
+    return code if code >= 0 else 128 - code  # as a shell says it of a signal
+
+
+def _wait_for_end_of_input(is_over: threading.Event) -> None:
+    """Waits until standard input is closed. Unbuffered: Python aborts where it ends while a thread reads its buffer."""
+    while os.read(0, 1):
+        pass
+    is_over.set()
 
 
 def _kill_descendants() -> None:

@@ -41,13 +41,15 @@ _VARIABLES = {
 class ServedModel(NamedTuple):
     """What a server serves: a model folder, its precision, and the limits of what is drawn from it.
 
-    max_tokens: of a prompt with its completion. cache_bytes: of keys and values; None for what a GPU has room for.
+    max_tokens: of a prompt with its completion. prefill_tokens: of prompts read at once, on a CPU.
+    cache_bytes: of keys and values; None for what a GPU has room for.
     """
 
     folder: Path
     precision: Precision
     max_tokens: int
     max_num_seqs: int
+    prefill_tokens: int
     cache_bytes: int | None
 
 
@@ -71,7 +73,10 @@ def list_server_arguments(model: ServedModel, place: Place) -> list[str]:
     if model.cache_bytes is not None:
         arguments += ["--kv-cache-memory-bytes", str(model.cache_bytes)]
     if not place.gpus:
-        return [*arguments, "--enforce-eager"]
+        # A prompt that is read in parts ends vLLM 0.32 on a CPU where requests have seeds ("Generator ... does not use
+        # offset"): prompts are read whole.
+        tokens = max(model.prefill_tokens, model.max_tokens, model.max_num_seqs)
+        return [*arguments, "--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(tokens)]
     arguments += ["--tensor-parallel-size", str(len(place.gpus)), "--gpu-memory-utilization", str(place.memory_share)]
     return [*arguments, "--enable-sleep-mode"] if place.can_sleep else arguments
 

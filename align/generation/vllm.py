@@ -250,7 +250,9 @@ def _describe_served(base: Path, config: Any, context: Context, request: EngineR
         )
     elif runtime.kv_cache_gib is not None:
         cache_bytes = round(runtime.kv_cache_gib * 2**30)
-    return ServedModel(base, request.precision, request.max_tokens, runtime.generation_batch, cache_bytes)
+    return ServedModel(
+        base, request.precision, request.max_tokens, runtime.generation_batch, runtime.prefill_tokens, cache_bytes
+    )
 
 
 def _choose_places(context: Context, request: EngineRequest) -> list[Place]:

@@ -36,7 +36,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, str]]:
     folder = tmp_path_factory.mktemp("untied")
     load_policy(tied=False).save_pretrained(folder)
     loading.copy_tokenizer_files(BASE, folder)
-    models = [ServedModel(path, "fp32", MAX_TOKENS, 64, 2**26) for path in (BASE, folder)]
+    models = [ServedModel(path, "fp32", MAX_TOKENS, 64, 1024, 2**26) for path in (BASE, folder)]
     place = Place((), 0.9, can_sleep=False)
     if all(given.values()):
         yield {tied: str(url) for tied, url in given.items()}
@@ -94,7 +94,7 @@ def draw_both(
     """What vLLM and the local engine draw for the same questions, in order."""
     renderer = loading.load_renderer(BASE)
     local = LocalEngine(load_policy(tied=True), stop_ids=renderer.stop_ids)
-    rows = Arithmetic(kind="arithmetic", rows="problem", n=n_questions, steps=[1, 2]).build(seed=5)
+    rows = list(Arithmetic(rows="problem", n=n_questions, steps=[1, 2]).generate(5))
     prompts = [renderer.render_prompt(row.messages, mode=None, flag=None).ids for row in rows]
     requests = [Request(str(place), ids, 1, sampling, seed=1) for place, ids in enumerate(prompts)]
     both = [sorted(one.generate(requests), key=lambda each: int(each.request.id)) for one in (engine, local)]
