@@ -143,7 +143,8 @@ class VllmClient:
 
     def _read_choice(self, url: str, choice: dict[str, Any], prompt: Prompt) -> Answer:
         """Reads one completion. Raises StageError where it is not what was asked for."""
-        ids, reason = choice.get("token_ids"), choice.get("finish_reason")
+        ids: Any = choice.get("token_ids")
+        reason = choice.get("finish_reason")
         logps = (choice.get("logprobs") or {}).get("token_logprobs")
         if choice.get("prompt_token_ids") != prompt.ids:
             raise StageError(f"{url}: the engine read another prompt than it was sent")
