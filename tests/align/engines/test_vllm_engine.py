@@ -1,16 +1,34 @@
 """The vllm engine against the replies of a real server, which `make engines` records (test_real_vllm.py)."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from qwen_align.align.engines.vllm_client import Prompt, VllmClient
 from qwen_align.align.errors import StageError
-from qwen_align.align.generation.engine import Request
+from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.vllm import WrittenPolicy, compute_text_logps
+from qwen_align.align.rl.actor import Actor
+from qwen_align.align.rl.algorithm import build_grpo
+from qwen_align.align.rl.collect import Group, RolloutBatch, build_rollouts
+from qwen_align.align.rl.controllers import RewardScale
+from qwen_align.align.rl.micro_batches import iterate_micro_batches
+from qwen_align.align.rl.objective import UpdateTerms, compute_loss, count_step_totals
+from qwen_align.align.settings.grpo import Grpo
 from tests.align.engines.recorded_server import replay
-from tests.align.engines.scenario import FREE, Update, load_policy, make_requests, open_engine, run_updates
+from tests.align.engines.scenario import (
+    FREE,
+    Update,
+    load_policy,
+    make_requests,
+    open_engine,
+    run_updates,
+    teacher_force,
+)
+from tests.align.rl.test_objective import SHARED
 
 TIED, UNTIED = "vllm-0.32.0-tied.json", "vllm-0.32.0-untied.json"
 TOLERANCE = 1e-4  # nats, in fp32
@@ -137,3 +155,54 @@ def test_what_a_server_refuses_is_said() -> None:
             client.sleep()
     with pytest.raises(StageError, match="/version: the engine does not answer: ConnectionRefused"):
         client.read_version()
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "dapo"])
+def test_an_update_on_completions_of_vllm_has_the_loss_of_the_same_ones_of_the_local_engine(
+    kind: str, tmp_path: Path
+) -> None:
+    """With ratios to the log-probs that each engine tells, and importance weights; gradients too."""
+    with replay(TIED) as url:
+        engine = open_engine(url, tmp_path)
+        model = load_policy(tied=True)
+        engine.sync_weights(model, 0)
+        drawn = sorted(engine.generate(make_requests(0)[:3]), key=lambda one: (one.request.id, one.sample))
+    losses = []
+    for logps in ([one.logps for one in drawn], [teacher_force(model, one) for one in drawn]):
+        generations = [replace(one, logps=told, sampled_logps=told) for one, told in zip(drawn, logps, strict=True)]
+        losses.append(compute_update(model, kind, generations))
+    (loss, gradient), (other_loss, other_gradient) = losses
+    assert abs(loss - other_loss) < TOLERANCE
+    assert float(gradient.norm()) > 1e-3
+    assert float((gradient - other_gradient).norm() / gradient.norm()) < TOLERANCE
+
+
+def compute_update(model: Any, kind: str, generations: list[Generation]) -> tuple[float, torch.Tensor]:
+    """The loss and the gradient of one update on groups of two, of which the first of each is right."""
+    spec = Grpo.model_validate(
+        {
+            **SHARED,
+            "kind": "grpo",
+            "loss": kind,
+            "completions_per_prompt": 2,
+            "updates": {"minibatches": 2},
+            "importance_sampling_correction": {"level": "token"},
+        }
+    )
+    algorithm, actor = build_grpo(spec), Actor(model, 1.0, None)
+    pairs = zip(generations[::2], generations[1::2], strict=True)
+    groups = [Group(None, list(pair), []) for pair in pairs]  # type: ignore[arg-type]  # no prompt is looked at
+    rollouts = build_rollouts(RolloutBatch(groups, n_wanted=len(groups)), with_verdicts=False)
+    rollouts.reward = torch.tensor([1.0, 0.0] * len(groups))
+    rollouts.counts = torch.ones(len(generations), dtype=torch.bool)  # without verdicts none does
+    algorithm.assign_advantages(rollouts, 0.0, RewardScale())
+    rows = list(range(len(generations)))
+    totals = count_step_totals(rollouts, rows, FREE.max_tokens)
+    terms = UpdateTerms(on_policy=False, policy=True, value=False, kl_coefficient=0.0, entropy_coefficient=0.0)
+    model.zero_grad()
+    total = torch.zeros(())
+    for batch in iterate_micro_batches(rollouts, rows, max_rows=8):
+        loss, _ = compute_loss(actor(batch), batch, rollouts, totals, terms, algorithm)
+        loss.backward()
+        total += loss.detach()
+    return float(total), torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
