@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,6 +31,8 @@ _CPU_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+# What describes this process: its ranks, as torchrun says them, and its modules.
+_OF_THIS_PROCESS = re.compile(r"(\w+_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|PYTHONPATH")
 _VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -184,10 +187,7 @@ def _run_server(python: Path, model: ServedModel, place: Place, log: Path) -> It
 
 def _build_environment(place: Place) -> dict[str, str]:
     """Builds the environment of a server's process, without what describes this one's Python and ranks."""
-    ours = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"}
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ours and not name.startswith("TORCHELASTIC")
-    }
+    kept = {name: value for name, value in os.environ.items() if not _OF_THIS_PROCESS.fullmatch(name)}
     variables = {**kept, **_VARIABLES, "PYTHONPATH": str(WORKER_FOLDER)}
     if place.gpus:
         return variables | {"CUDA_VISIBLE_DEVICES": ",".join(_name_devices(place.gpus))}

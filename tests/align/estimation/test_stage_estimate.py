@@ -261,7 +261,7 @@ def test_settings_that_fit_name_every_change() -> None:
     engine = {"gpu_memory_utilization": 0.4}
     fit = find_fit(grpo(engine="vllm"), Runtime(engine=engine), build_qwen3_config("1.7B"), CARD)
     assert fit is not None
-    assert fit.runtime["engine"] == {**engine, "enable_sleep_mode": True}
+    assert fit.runtime["engine"] == {"gpu_memory_utilization": 0.3, "enable_sleep_mode": True}
     assert fit.stage == {"optimizer": "adamw_8bit"}
     again = grpo(engine="vllm", optimizer=fit.stage["optimizer"])
     assert estimate(again, "1.7B", **fit.runtime).peak == fit.estimate.peak

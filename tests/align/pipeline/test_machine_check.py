@@ -118,6 +118,7 @@ def test_what_cannot_start_here_is_refused(
     planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: dict[str, Any], said: str
 ) -> None:
     monkeypatch.setattr(machine_check, "_is_installed", lambda package: False)
+    monkeypatch.setenv("QWEN_ALIGN_ENGINES", str(tmp_path / "none"))
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(RecipeError) as error:
         list(check.describe_plan(planned(PROBLEMS, stage)))
