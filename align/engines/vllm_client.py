@@ -145,7 +145,7 @@ class VllmClient:
         """Reads one completion. Raises StageError where it is not what was asked for."""
         ids: Any = choice.get("token_ids")
         reason = choice.get("finish_reason")
-        logps = (choice.get("logprobs") or {}).get("token_logprobs")
+        logps: Any = (choice.get("logprobs") or {}).get("token_logprobs")
         if choice.get("prompt_token_ids") != prompt.ids:
             raise StageError(f"{url}: the engine read another prompt than it was sent")
         if not _are_ids(ids, self.vocab_size) or len(ids) > prompt.sampling.max_tokens:

@@ -20,7 +20,7 @@ def save_merged_weights(model: PreTrainedModel, folder: Path, dtype: torch.dtype
 
     `adapter`: the one that is merged where the model has adapters. Merging in place and back would round the base.
     """
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, weight in list_merged_weights(model, adapter):
         state |= cast_state(model, {name: weight.detach()}, dtype) if weight.dtype != dtype else {name: weight.detach()}
     model.save_pretrained(str(folder), state_dict=state)
