@@ -1,1 +1,1 @@
-"""Engines in Python environments of their own: their versions, locks, installation, and where their Python is."""
+"""Runs engines in Python environments of their own: installs them, and asks their servers over HTTP."""

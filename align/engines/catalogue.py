@@ -102,3 +102,11 @@ def parse_engine_name(text: str) -> EngineName:
         if text == name:
             return name  # type: ignore[no-any-return]
     raise RecipeError(f"'{text}': no engine that can be installed; there are {', '.join(get_args(EngineName))}")
+
+
+def find_untested(name: EngineName, version: str) -> str | None:
+    """Returns what to say of a version of an engine that was never run with this package. None for one that was."""
+    tested = {build.version for build in ENGINES[name].values() if build.is_tested}
+    if version.partition("+")[0] in tested:
+        return None
+    return f"{name} {version} was never tested with qwen-align, which was with {', '.join(sorted(tested)) or 'none'}"

@@ -22,7 +22,7 @@ from qwen_align.align.settings.pass_limits import get_pass_limits
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.stage import StageSettings
 from qwen_align.align.settings.training import Optimizer
-from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
+from qwen_align.align.settings.workload import DrawnRows, ReadRows, TrainingWork, Workload
 
 Verdict = Literal["fits", "tight", "does not fit"]
 ASSUMED_PROMPT_TOKENS = 512  # where the prompts are not known; our choice, twice a problem of GSM8K or MATH
@@ -162,7 +162,7 @@ class _Training:
         load: Loading,
     ) -> None:
         self.workload, self.training, self.rows = workload, training, workload.rows
-        self.vllm = workload.rows.vllm if isinstance(workload.rows, DrawnRows) else None
+        self.has_engine = isinstance(workload.rows, DrawnRows) and workload.rows.engine == "vllm"
         self.runtime, self.shape, self.device = runtime, shape, device
         self.prompt_tokens, self.is_on_gpu = prompt_tokens, load.is_on_gpu
         self.model = hold_model(workload.precision, training.lora, shape)
@@ -190,9 +190,9 @@ class _Training:
         if self.training.reference == "before":
             phases.append(self._build_phase("score", measure_scoring(work._replace(optimizer_bytes=0.0))))
         phases.append(self._build_phase("update", measure_update(work)))
-        if self.vllm:
-            synced = self._list_synced(work, self.vllm)
-            phases.append(self._build_phase("sync", Moment("one layer's merged weights", synced)))
+        if self.has_engine:
+            synced = self._list_synced(work)
+            phases.append(self._build_phase("sync", Moment("the weights that are written", synced)))
         phases.append(self._build_phase("save", Moment("the weights that are written", self._list_saved(work))))
         if self.model.is_quantised and not self.is_on_gpu:
             phases.append(self._build_phase("compare", Moment("the merged base", self._list_compared(work))))
@@ -296,23 +296,28 @@ class _Training:
         if self.training.reference == "copy" and (self.is_on_gpu or held != self.shape.stored_bytes):
             parts["reference"] = float(self.shape.n_parameters * held)
         parts["critic"] = 2.0 * _FP32 * self._count_critic_parameters()  # with its gradients
-        if self.vllm and not self.vllm.sleeps:
-            parts["engine"] = self._count_engine_bytes(self.vllm)
+        if self.has_engine and not self.runtime.engine.enable_sleep_mode:
+            parts["engine"] = self._count_engine_bytes()
         return parts
 
-    def _count_engine_bytes(self, vllm: VllmShare) -> float:
-        """Returns what a vLLM in the trainer's processes takes: its share of the device, or its weights alone."""
-        weights = float(_BF16 * self.shape.n_parameters) if vllm.of_device else 0.0
-        return weights if self.device is None else max(weights, vllm.of_device * self.device.n_bytes)
+    def _count_engine_bytes(self) -> float:
+        """Counts what an engine beside the trainer takes of its device."""
+        held = _BF16 if self.model.autocast else _FP32
+        place = Place(self.is_on_gpu, trains=True)
+        return _count_engine_bytes(self.rows, self.prompt_tokens, self.shape, self.runtime, held, self.device, place)
 
     def _list_loaded(self, work: TrainingPass) -> Parts:
         adapters = float(_FP32 * self.model.trained) if self.model.lora else 0.0
         return {"weights": self.model.weight_bytes, "adapters": adapters, **work.resident}
 
-    def _list_synced(self, work: TrainingPass, vllm: VllmShare) -> Parts:
+    def _list_synced(self, work: TrainingPass) -> Parts:
+        """Lists what is there while the policy is written for the engine: of what is cast or merged, another copy."""
         merged = float(_FP32 * self.shape.largest_linear) if self.model.lora else 0.0
-        engine = self._count_engine_bytes(vllm)
-        return {**self._list_kept(work), "merged weights": merged, "engine": engine}
+        copy = float(_BF16 * self.shape.n_parameters) if self.model.autocast else 0.0
+        if self.model.lora and not self.model.autocast:
+            copy = float(_FP32 * self.shape.linear)
+        engine = self._count_engine_bytes()
+        return {**self._list_kept(work), "merged weights": merged + copy, "engine": engine}
 
     def _list_saved(self, work: TrainingPass) -> Parts:
         """Lists what is there while a trained model is written: of a full one another copy, where that is in bf16."""
@@ -337,8 +342,8 @@ class _Training:
     def _measure_drawing(self, rows: DrawnRows, work: TrainingPass) -> tuple[Phase, int | None]:
         """Returns the phase in which completions are drawn, and how many at once."""
         parts = self._list_kept(work)
-        if rows.vllm:
-            parts["engine"] = self._count_engine_bytes(rows.vllm)
+        if self.has_engine:
+            parts["engine"] = self._count_engine_bytes()
             return self._build_phase("draw", Moment("vLLM", parts)), None
         weight_bytes = _BF16 if self.model.autocast else _FP32
         if self.model.autocast:  # the engine draws with bf16 copies of what is not bf16
@@ -410,6 +415,32 @@ def _measure_drawing(
     return phase, max(1, int(held / drawn.one_row))
 
 
+def _count_engine_bytes(
+    rows: ReadRows | DrawnRows,
+    prompt_tokens: int,
+    shape: ModelShape,
+    runtime: Runtime,
+    weight_bytes: int,
+    device: Device | None,
+    place: Place,
+) -> float:
+    """Counts what a vLLM takes of the stage's own device: its share of a GPU, or weights, keys and values on a CPU.
+
+    None of what runs on GPUs of its own, or on a server.
+    """
+    assert isinstance(rows, DrawnRows)
+    if runtime.engine.where != "beside":
+        return 0.0
+    weights = float(weight_bytes * shape.n_parameters)
+    if place.is_on_gpu:
+        share = runtime.engine.get_memory_share(trains=place.trains)
+        return weights if device is None else max(weights, share * device.n_bytes)
+    columns = prompt_tokens + rows.max_tokens
+    cache = measure_drawing(shape, Drawing(runtime.generation_batch, columns, prompt_tokens, columns, weight_bytes))
+    held = cache.all_rows if runtime.kv_cache_gib is None else runtime.kv_cache_gib * 2**30
+    return weights + held
+
+
 def _estimate_sampling(
     workload: Workload, runtime: Runtime, shape: ModelShape, device: Device | None, prompt_tokens: int, load: Loading
 ) -> StageEstimate | None:
@@ -421,10 +452,14 @@ def _estimate_sampling(
     n_held = (shape.linear if load.merges_adapters else 0) if is_mapped else shape.n_parameters
     weights = {"weights": float(weight_bytes * n_held)}
     place = Place(load.is_on_gpu, trains=False)
+    loaded = _add_overhead("load", Moment("weights", dict(weights)), shape, place)
+    if workload.rows.engine == "vllm":  # this process frees its model before
+        engine = _count_engine_bytes(workload.rows, prompt_tokens, shape, runtime, weight_bytes, device, place)
+        drawn = _add_overhead("draw", Moment("vLLM", {"engine": engine}), shape, place)
+        return StageEstimate(workload, [loaded, drawn], shape, None, None, None, None, None, _list_notes(workload))
     drawn, at_once = _measure_drawing(
         workload.rows, prompt_tokens, shape, runtime, weight_bytes, weights, device, place
     )
-    loaded = _add_overhead("load", Moment("weights", dict(weights)), shape, place)
     return StageEstimate(workload, [loaded, drawn], shape, None, None, None, None, at_once, _list_notes(workload))
 
 

@@ -13,12 +13,29 @@ GIB = 2**30
 # The share of what is free that may be taken. On a GPU the rest is for fragmentation; a CPU's memory is shared with
 # other programs, which come and go. Our choice.
 GPU_SHARE, CPU_SHARE = 0.9, 0.5
+_ENGINE_BLOCK = 128  # tokens: vLLM 0.32 gives a row its keys and values in blocks of so many on a CPU
 
 
 def count_cache_bytes(model: PreTrainedModel) -> int:
     """Counts the bytes of one token's keys and values in all layers."""
-    config = model.config
-    return int(2 * config.num_hidden_layers * _count_key_width(config) * find_compute_dtype(model).itemsize)
+    return _count_token_bytes(model.config, find_compute_dtype(model))
+
+
+def _count_token_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    return int(2 * config.num_hidden_layers * _count_key_width(config) * dtype.itemsize)
+
+
+def compute_engine_cache_bytes(
+    config: PreTrainedConfig, dtype: torch.dtype, *, kv_cache_gib: float | None, max_rows: int, max_tokens: int
+) -> int:
+    """Computes the bytes of keys and values that an engine in a process of its own takes of the host's memory.
+
+    They are those of `max_rows` rows of `max_tokens`, as far as memory is free, but of one row at least.
+    """
+    if kv_cache_gib is not None:
+        return round(kv_cache_gib * GIB)
+    one_row = _ENGINE_BLOCK * (max_tokens // _ENGINE_BLOCK + 2) * _count_token_bytes(config, dtype)
+    return max(one_row, min(max_rows * one_row, _measure_free_share_of_host()))
 
 
 def _get_head_size(config: PreTrainedConfig) -> int:

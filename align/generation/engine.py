@@ -1,16 +1,10 @@
-"""Defines generation requests, generations and the protocol of engines that sample completions for requests.
-
-A checksum tells whether an engine has the trainer's weights.
-"""
+"""Defines generation requests, generations and the protocol of engines that sample completions for requests."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor
 
 from qwen_align.align.settings.sampling import Sampling
 
@@ -88,15 +82,11 @@ class Engine(Protocol):
         """
         ...
 
-    def sync_weights(self, model: Any, version: int) -> str | None:
-        """Copies the model's weights to the engine and returns a checksum of the weights it then has.
+    def sync_weights(self, model: Any, version: int) -> None:
+        """Copies the model's weights to the engine.
 
-        Returns None if the engine cannot tell.
+        Raises StageError where the engine's weights are not the model's afterwards.
         """
-        ...
-
-    def compute_checksum(self, model: Any) -> str:
-        """Computes the checksum that `sync_weights` is expected to return for a model."""
         ...
 
 
@@ -134,27 +124,11 @@ def compute_sample_key(request: Request, sample: int) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 
-def compute_weights_checksum(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Computes a checksum of named weights, 16 hex digits over names, shapes, dtypes and bits.
+def compute_request_seed(request: Request) -> int:
+    """Returns a seed of a request that leaves room to count on from it for its samples; 62 bits, not negative.
 
-    The weights may come in any order. Each tensor's bits are summed twice modulo 2**64, plain and weighted by position,
-    where the tensor lies: a changed weight or two exchanged ones show, and no weight is copied to the host. It detects
-    accidents (a sync that failed or was partial), not an adversary.
+    It does not depend on which samples are asked for: those of an engine that numbers its samples itself are then the
+    same whether they are asked for at once or in parts.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, weight in sorted(weights, key=lambda item: item[0]):
-        digest.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0{_sum_bits(weight.detach())}\n".encode())
-    return digest.hexdigest()
-
-
-def _sum_bits(weight: Tensor) -> tuple[int, int]:
-    """Sums the bits of a tensor as integers modulo 2**64, once plain and once weighted by position."""
-    integer_type = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.element_size()]
-    bits = weight.flatten().contiguous().view(integer_type)
-    plain = weighted = 0
-    for start in range(0, bits.numel(), 1 << 24):  # 128 MiB of int64 at a time
-        part = bits[start : start + (1 << 24)].to(torch.int64)
-        positions = torch.arange(start, start + part.numel(), device=part.device)
-        plain += int(part.sum())
-        weighted += int((part * (2 * positions + 1)).sum())
-    return plain % 2**64, weighted % 2**64
+    name = f"{request.seed}\0{request.step}\0{request.id}".encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") >> 2

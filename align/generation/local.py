@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from qwen_align.align.generation.batched_decoding import DecodingLimits, DecodingSlots
 from qwen_align.align.generation.cache_budget import compute_cached_tokens
 from qwen_align.align.generation.decoding_rows import DecodingRow, list_rows, plan_batches
-from qwen_align.align.generation.engine import Generation, Request, check_requests, compute_weights_checksum
+from qwen_align.align.generation.engine import Generation, Request, check_requests
 from qwen_align.align.models.bf16_weights import copy_in_bf16
 from qwen_align.align.models.length_limit import compute_length_limit
 from qwen_align.align.models.packed_attention import has_full_attention, supports_masks
@@ -37,7 +37,7 @@ def open_local_engine(
 class LocalEngine:
     """A generation engine that samples from a transformers model in this process.
 
-    It samples from `model` as it is when asked: nothing is copied, so `sync_weights` only names the weights. `max_rows`
+    It samples from `model` as it is when asked: nothing is copied, so `sync_weights` only names the model. `max_rows`
     bounds a micro-batch, and so do `kv_cache_gib` of keys and values; None for what memory is free whenever completions
     are asked for. Rows that grow beyond it are interrupted and go on later. `prefill_tokens` bounds a forward pass over
     prompts. Whether rows have finished is looked up every `check_every` steps; None for what suits the device. None of
@@ -126,13 +126,9 @@ class LocalEngine:
     def has_own_weights(self) -> bool:
         return False
 
-    def sync_weights(self, model: PreTrainedModel, version: int) -> str:
-        """Sets the model that completions are sampled from and returns the checksum of its weights."""
+    def sync_weights(self, model: PreTrainedModel, version: int) -> None:
+        """Sets the model that completions are sampled from."""
         self.model = _check_model(model, self.stop_ids)
-        return self.compute_checksum(model)
-
-    def compute_checksum(self, model: PreTrainedModel) -> str:
-        return compute_weights_checksum(model.named_parameters())
 
 
 def _check_model(model: PreTrainedModel, stop_ids: Collection[int]) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from math import ceil
@@ -11,14 +12,18 @@ from typing import Literal, NamedTuple
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import StageError
+from qwen_align.align.generation import vllm
 from qwen_align.align.generation.engine import Engine, Request
-from qwen_align.align.generation.local import open_local_engine
+from qwen_align.align.generation.local import LocalEngine, open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, build_completion, resolve_sampling, sort_completions
 from qwen_align.align.models import loading
 from qwen_align.align.models.attention_setting import set_attention
+from qwen_align.align.models.model_description import locate_model_files
 from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.rendering.renderer import Renderer
 from qwen_align.align.rows import Completion, read_rows, to_json_line
+from qwen_align.align.settings.evaluate import Evaluate
+from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.sampling import SamplingSettings
 from qwen_align.align.store.files import write_text
 from qwen_align.align.training.distributed import (
@@ -27,6 +32,8 @@ from qwen_align.align.training.distributed import (
     gather_objects,
     get_rank,
     get_world_size,
+    is_main_process,
+    wait_for_all,
     wait_until_visible,
 )
 from qwen_align.reward.base import JUDGED_TOGETHER
@@ -47,10 +54,48 @@ class SamplingRequest:
     keep_tokens: bool = False
 
 
+@contextmanager
+def open_engine(
+    settings: Evaluate | Rollout,
+    source: Path,
+    renderer: Renderer,
+    context: Context,
+    prompts: Sequence[RenderedProblem],
+) -> Iterator[Engine]:
+    """Gives the engine of a stage that only draws, with the stage's model, inside a `with` block.
+
+    Raises RecipeError for an attention implementation that its architecture does not have.
+    """
+    if settings.engine == "local" or not prompts:
+        yield load_engine(source, renderer, context, settings.precision)
+        return
+    precision = loading.find_precision(source) if settings.precision == "auto" else settings.precision
+    max_tokens = max(len(each.prompt.ids) for each in prompts) + settings.sampling.max_tokens
+    probe_ids = vllm.choose_probe([each.prompt.ids for each in prompts], max_tokens)
+    request = vllm.EngineRequest(precision, max_tokens, probe_ids, trains=False)
+    owns_servers = context.runtime.engine.where == "beside"
+    # Before servers start, so that no other model is held beside the engine's.
+    written = _write_policy(source, context, request) if owns_servers or is_main_process() else None
+    with vllm.open_vllm_engine(source, renderer, context, request) as engine:
+        if written is not None:
+            engine.load_policy(written)
+        if not owns_servers:
+            wait_for_all()
+        yield engine
+
+
+def _write_policy(source: Path, context: Context, request: vllm.EngineRequest) -> vllm.WrittenPolicy:
+    """Returns a stage's model as its engine gets it: written where the servers do not read it from its own folder."""
+    policy = loading.load_model(source, request.precision).to(loading.choose_device(context.runtime))
+    if context.runtime.engine.is_child and not locate_model_files(source).adapters:
+        return vllm.WrittenPolicy(None, 0, vllm.compute_text_logps(policy, request))
+    return vllm.write_policy(policy, request, context.out / vllm.FOLDER / f"weights-{get_rank()}", 0)
+
+
 def load_engine(
     source: Path, renderer: Renderer, context: Context, precision: Precision | Literal["auto"] = "auto"
-) -> Engine:
-    """Loads a model in a precision onto the runtime's device and returns a generation engine for it.
+) -> LocalEngine:
+    """Loads a model in a precision onto the runtime's device and returns a local engine for it.
 
     Raises RecipeError for an attention implementation that its architecture does not have.
     """

@@ -78,19 +78,22 @@ def merge_and_unload(adapted: Any) -> Any:
     for name, module in adapted.named_modules():
         if isinstance(module, BaseTunerLayer):
             with gather_layer(module, changes=True):
-                _merge_layer(module, name)
+                merge_layer(module, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that layers are merged already
         return adapted.merge_and_unload()
 
 
-def _merge_layer(module: Any, name: str) -> None:
-    """Merges the adapter of one layer of a PEFT model; `name`: what the rounding of bf16 weights is drawn from."""
+def merge_layer(module: Any, name: str, adapters: list[str] | None = None) -> None:
+    """Merges adapters of one layer of a PEFT model, by default those that are active.
+
+    `name`: what the rounding of bf16 weights is drawn from.
+    """
     weight = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"))
     is_bf16 = weight.dtype == torch.bfloat16
     if is_bf16:
         weight.data = weight.data.float()
-    module.merge()
+    module.merge(adapter_names=adapters)
     if is_bf16:
         weight.data = round_to_bf16(weight.data, name)
 

@@ -82,8 +82,9 @@ def _bind_stages(recipe: Recipe, axes: Mapping[str, str], suffix: str) -> Iterat
                 )
             targets[str(ref)] = target + suffix
         seed = recipe.seed if settings.seed is None else settings.seed
-        own = settings.runtime.model_dump(include=settings.runtime.model_fields_set) if settings.runtime else {}
-        runtime = recipe.runtime.model_copy(update=own)
+        own = settings.runtime or Runtime()
+        changed = {name: getattr(own, name) for name in own.model_fields_set}
+        runtime = recipe.runtime.model_copy(update=changed)
         yield Stage(name + suffix, settings.name, settings, seed, runtime, {**axes, **extra}, targets)
 
 

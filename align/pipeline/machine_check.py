@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qwen_align.align.engines.environments import find_engine_python
+from qwen_align.align.engines.vllm_client import VllmClient
 from qwen_align.align.errors import RecipeError, StageError
 from qwen_align.align.pipeline.graph import Stage
 from qwen_align.align.pipeline.strategy_check import check_strategy
 from qwen_align.align.references import list_fields
-from qwen_align.align.settings.online_rl import VLLM_NOT_INSTALLED, OnlineRl, Vllm
+from qwen_align.align.settings.engine import DrawsWithEngine
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.strategy import choose_strategy
 from qwen_align.align.settings.training import Lora, Optimizer
@@ -33,10 +35,10 @@ def check_machine(stage: Stage) -> None:
         _check_gpus(stage)
     if kind.needs_torch and runtime.attention == "flash_attention_2":
         _check_flash_attention(runtime)
-    if isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm) and not _is_installed("vllm"):
-        raise RecipeError(VLLM_NOT_INSTALLED)
     _check_bitsandbytes(stage)
     settings.check_runtime(runtime)
+    if isinstance(settings, DrawsWithEngine) and settings.engine == "vllm":
+        _check_engine(stage)
     check_strategy(stage, count_processes(stage), count_gpus, has_deepspeed=_is_installed("deepspeed"))
 
 
@@ -49,6 +51,28 @@ def _check_flash_attention(runtime: Runtime) -> None:
         raise RecipeError(
             f"{said}flash_attn is not installed: pip install flash-attn, or take auto, which uses torch's"
         )
+
+
+def _check_engine(stage: Stage) -> None:
+    """Raises RecipeError where vLLM cannot run for a stage: no environment, no server, GPUs missing or taken."""
+    engine = stage.runtime.engine
+    if count_nodes(stage) > 1:
+        raise RecipeError("engine: vllm: was not made for runtime.nodes above 1; take one node, or engine: local")
+    if engine.where == "server":
+        try:
+            VllmClient(engine.urls or [], stop_ids=[], vocab_size=0).read_version()
+        except StageError as error:
+            raise RecipeError(f"runtime.engine.urls: {error}") from error
+        return
+    find_engine_python("vllm")
+    if engine.where == "own_gpus":
+        gpus, n_gpus = engine.gpus or [], 0 if stage.runtime.device == "cpu" else count_gpus()
+        wrong = [gpu for gpu in gpus if not count_processes(stage) <= gpu < n_gpus]
+        if wrong:
+            raise RecipeError(
+                f"runtime.engine.gpus: {wrong}: torch sees {n_gpus} GPUs here, and the stage uses the first "
+                f"{count_processes(stage)}; name others, or take where: beside"
+            )
 
 
 def check_home(home: Path) -> None:

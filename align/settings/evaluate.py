@@ -6,6 +6,7 @@ from pydantic import Field
 
 from qwen_align.align.references import DataRef, ModelRef, ScorerRef
 from qwen_align.align.settings.base import ALWAYS_IN_KEY
+from qwen_align.align.settings.engine import DrawsWithEngine
 from qwen_align.align.settings.rollout import Switch
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import StageSettings, VerdictLimit
@@ -13,7 +14,7 @@ from qwen_align.align.settings.workload import DrawnRows, Workload
 from qwen_align.reward.settings import Rewards, needs_scorer
 
 
-class Evaluate(StageSettings, VerdictLimit):
+class Evaluate(StageSettings, VerdictLimit, DrawsWithEngine):
     """Settings of an evaluation: a model's accuracy over `completions_per_prompt` completions of each question.
 
     There is one result for each data set and each of `thinking_switches`. A completion is right when the reward of its
@@ -41,6 +42,7 @@ class Evaluate(StageSettings, VerdictLimit):
 
     def get_workload(self) -> Workload:
         """Returns what the stage's memory and time depend on."""
-        rows = DrawnRows(len(self.thinking_switches) * self.completions_per_prompt, self.sampling.max_tokens)
+        n_completions = len(self.thinking_switches) * self.completions_per_prompt
+        rows = DrawnRows(n_completions, self.sampling.max_tokens, engine=self.engine)
         has_scorer = self.best_of_n_scorer is not None or needs_scorer(self.rewards)
         return Workload(self.precision, rows, needs_scorer=has_scorer)

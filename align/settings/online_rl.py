@@ -8,21 +8,19 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.engine import DrawsWithEngine
 from qwen_align.align.settings.loss_defaults import LossDefaults, get_loss_defaults
 from qwen_align.align.settings.runtime import Runtime
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings, VerdictLimit
 from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
 from qwen_align.align.settings.training import MAX_BATCH, Optimizer, refuse_dropout
-from qwen_align.align.settings.workload import DrawnRows, TrainingWork, VllmShare, Workload
+from qwen_align.align.settings.workload import DrawnRows, TrainingWork, Workload
 from qwen_align.reward.settings import RewardList, Rewards, needs_scorer
 
 Watchdog = Literal[
     "truncated", "no_signal", "no_verdict", "held_out", "entropy", "length", "update_kl", "engine_mismatch", "skipped"
 ]  # fmt: skip
-
-
-VLLM_NOT_INSTALLED = "engine: vllm is not installed: pip install 'qwen-align[vllm]', or engine: local"
 
 
 class Updates(Strict):
@@ -262,41 +260,7 @@ class Watch(Strict):
     )
 
 
-class Vllm(Strict):
-    """Settings of vLLM as the engine that samples completions, on the trainer's own GPUs or on a server."""
-
-    kind: Literal["vllm"]
-    mode: Literal["colocate", "server"] = Field(
-        "colocate",
-        description="colocate: in the trainer's processes; server: a running `trl vllm-serve` or `vllm serve`",
-    )
-    base_url: str | None = Field(None, description="address of the server, such as http://localhost:8000")
-    group_port: int = Field(
-        51216,  # TRL's default
-        ge=1,
-        le=65535,
-        description="port through which weights are sent to the server",
-    )
-    server_timeout_s: float = Field(240.0, gt=0, description="seconds to wait for the server to answer at the start")
-    gpu_memory_utilization: float = Field(
-        0.3, gt=0, lt=1, description="share of each GPU's memory that a colocated vLLM takes"
-    )
-    enable_sleep_mode: bool = Field(False, description="a colocated vLLM frees its memory while the policy is updated")
-
-    @property
-    def share(self) -> VllmShare:
-        """Returns what it takes of the trainer's GPUs."""
-        return VllmShare(self.gpu_memory_utilization if self.mode == "colocate" else 0.0, self.enable_sleep_mode)
-
-    @model_validator(mode="after")
-    def _check_vllm_settings(self) -> Self:
-        """Checks that the settings of vLLM fit together. Raises ValueError otherwise."""
-        if (self.mode == "server") != (self.base_url is not None):
-            raise ValueError("base_url: goes with mode: server, and a server needs one")
-        return self
-
-
-class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
+class OnlineRl(StageSettings, Optimizer, CanBeEmpty, DrawsWithEngine):
     """Settings of every online-RL stage, which samples completions, judges them and trains on them, `steps` times."""
 
     from_model: ModelRef = Field(description="the policy to train")
@@ -333,9 +297,6 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
     )
     async_steps: Literal[0, 1] = Field(
         0, description="1: sample each batch with the policy of the step before, so that judging takes no extra time"
-    )
-    engine: Literal["local"] | Vllm = Field(
-        "local", description="what samples the completions: the policy itself, or vLLM"
     )
     held_out: HeldOut | None = Field(
         None, description="evaluation on a held-out set while training goes on; null = none"
@@ -405,7 +366,7 @@ class OnlineRl(StageSettings, Optimizer, CanBeEmpty):
             self.sampling.max_tokens,
             self.prompts_per_step,
             self.steps,
-            self.engine.share if isinstance(self.engine, Vllm) else None,
+            self.engine,
         )
         return Workload(self.precision, rows, self.describe_training(), needs_scorer(self.rewards))
 

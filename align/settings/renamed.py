@@ -41,7 +41,6 @@ RENAMED_FIELDS: dict[str, dict[str, str]] = {
     "Rollout": {"completions_per_prompt": "samples", "thinking_switch": "switch"},
     "Runtime": {"generation_batch": "rollout_rows"},
     "Switch": {"method": "switch"},
-    "Vllm": {"gpu_memory_utilization": "memory_share", "enable_sleep_mode": "sleeps"},
     "Watch": {
         "patience_steps": "steps",
         "truncated_share": "clipped_share",

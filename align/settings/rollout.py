@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.references import DataRef, ModelRef
 from qwen_align.align.rows import Flag, Mode
 from qwen_align.align.settings.base import ALWAYS_IN_KEY, Strict
+from qwen_align.align.settings.engine import DrawsWithEngine
 from qwen_align.align.settings.sampling import MAX_COMPLETIONS, SamplingSettings
 from qwen_align.align.settings.stage import CanBeEmpty, StageSettings
 from qwen_align.align.settings.workload import DrawnRows, Workload
@@ -51,7 +52,7 @@ class Switch(Strict):
         return "/think" if self.mode == "think" else "/no_think"
 
 
-class Rollout(StageSettings, CanBeEmpty):
+class Rollout(StageSettings, CanBeEmpty, DrawsWithEngine):
     """Settings of a rollout stage, which samples `completions_per_prompt` completions of every prompt and judges them.
 
     A prompt's own mode and flag hold unless `thinking_switch` is given.
@@ -73,7 +74,19 @@ class Rollout(StageSettings, CanBeEmpty):
     )
     keep_tokens: bool = Field(False, description="write token ids and log-probabilities beside the text")
 
+    @model_validator(mode="after")
+    def _check_logps_are_told(self) -> Self:
+        """Raises ValueError where log-probs would be written that vLLM does not tell: those before the cuts."""
+        drawn = self.sampling
+        is_cut = drawn.temperature != 0 and (drawn.top_p != 1 or drawn.top_k != 0 or drawn.min_p != 0)
+        if self.engine == "vllm" and self.keep_tokens and is_cut:
+            raise ValueError(
+                "keep_tokens: vLLM tells the log-probs after top_p, top_k and min_p alone; write top_p: 1 and "
+                "top_k: 0, or engine: local"
+            )
+        return self
+
     def get_workload(self) -> Workload:
         """Returns what the stage's memory and time depend on."""
-        rows = DrawnRows(self.completions_per_prompt, self.sampling.max_tokens)
+        rows = DrawnRows(self.completions_per_prompt, self.sampling.max_tokens, engine=self.engine)
         return Workload(self.precision, rows, needs_scorer=needs_scorer(self.rewards))

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from qwen_align.align.errors import RecipeError
 from qwen_align.align.references import OutsideFile
 from qwen_align.align.settings.base import Strict
+from qwen_align.align.settings.engine import EngineSettings
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -50,7 +51,10 @@ class Runtime(Strict):
         "one that keeps packed rows apart. Completions are drawn with torch's where it is flash_attention_2",
     )
     generation_batch: int = Field(
-        default=256, ge=1, le=65_536, description="completions decoded side by side, per process"
+        default=256,
+        ge=1,
+        le=65_536,
+        description="completions decoded side by side, per process; of vLLM per server (max_num_seqs)",
     )
     kv_cache_gib: float | None = Field(
         default=None,
@@ -64,6 +68,9 @@ class Runtime(Strict):
         default=16_384,  # our choice: at 8B's widths in bf16 a layer's activations are then below 2 GiB
         ge=1,
         description="prompt tokens that are read in one forward pass before decoding",
+    )
+    engine: EngineSettings = Field(
+        default=EngineSettings(), description="where vLLM runs for stages with `engine: vllm`"
     )
     checkpoint_every: int = Field(default=100, ge=1, description="optimiser steps between checkpoints")
     gradient_checkpointing: Literal["auto"] | bool = Field(

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+from qwen_align.align.settings.engine import EngineName
 from qwen_align.align.settings.training import Lora
 
 
@@ -14,27 +15,17 @@ class ReadRows(NamedTuple):
     sides: int = 1
 
 
-class VllmShare(NamedTuple):
-    """What a vLLM takes of the trainer's GPUs. of_device: share of each one's memory, 0 on a server.
-
-    sleeps: it frees it while the policy is trained.
-    """
-
-    of_device: float
-    sleeps: bool
-
-
 class DrawnRows(NamedTuple):
     """Completions that are drawn, of up to `max_tokens`.
 
-    prompts_per_step, steps: 0 where each row that is read is a prompt, once. vllm: None for the local engine.
+    prompts_per_step, steps: 0 where each row that is read is a prompt, once.
     """
 
     completions_per_prompt: int
     max_tokens: int
     prompts_per_step: int = 0
     steps: int = 0
-    vllm: VllmShare | None = None
+    engine: EngineName = "local"
 
     @property
     def per_step(self) -> int:

@@ -12,7 +12,7 @@ from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.evaluation import scoring, statistics
 from qwen_align.align.generation.requests import RenderedProblem, measure_prompts, render_problem, resolve_mode
-from qwen_align.align.generation.resumable import SamplingRequest, load_engine, sample_completions
+from qwen_align.align.generation.resumable import SamplingRequest, open_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.length_limit import require_room_for_completions
 from qwen_align.align.rendering.renderer import Renderer
@@ -48,14 +48,17 @@ def run(settings: Evaluate, inputs: Mapping[str, Path], out: Path, context: Cont
     renderer = loading.load_renderer(source)
     check_rewards(settings.rewards)
     all_asked = _render_questions(settings, inputs, renderer, loading.find_length_limit(source))
-    engine = load_engine(source, renderer, context, settings.precision)
     draw_settings = SamplingRequest(settings.sampling, settings.completions_per_prompt, context.seed)
     scorer = None
     if settings.best_of_n_scorer:
         scorer = reward_scorer.load_scorer(inputs[settings.best_of_n_scorer], context.runtime)
     results, question_means = [], []
     unfinished = out / ".rows.jsonl"
-    with unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file:
+    prompts = [prompt for asked in all_asked for prompt in asked.prompts]
+    with (
+        open_engine(settings, source, renderer, context, prompts) as engine,
+        unfinished.open("w", encoding="utf-8") if context.is_main else nullcontext() as file,
+    ):
         for asked in all_asked:
             completions = sample_completions(
                 engine, renderer, asked.prompts, draw_settings, context, out / "parts" / asked.number

@@ -34,9 +34,8 @@ def find_fit(
     tight: Fit | None = None
     stage_changes: dict[str, Any] = {}
     while True:
-        turned: dict[str, Any] = {}
+        asked, turned = runtime, dict[str, Any]()
         while True:
-            asked = runtime.model_copy(update=turned)
             estimate = estimate_stage(settings, asked, config, device, prompt_tokens=prompt_tokens)
             if estimate is None:
                 return None
@@ -48,13 +47,13 @@ def find_fit(
             turn = next((one for one in turns if one.runtime_setting), None)
             if turn is None:
                 break
-            turned = {**turned, str(turn.runtime_setting): turn.value}
+            asked, field = _apply(asked, turn._replace(setting=str(turn.runtime_setting)))
+            turned = {**turned, field: _dump(asked, field)}
         turn = next((one for one in turns if not one.runtime_setting), None)
         if turn is None:
             return tight
-        settings, field = _apply_to_stage(settings, turn)
-        value = getattr(settings, field)
-        stage_changes[field] = value.model_dump(exclude_defaults=True) if hasattr(value, "model_dump") else value
+        settings, field = _apply(settings, turn)
+        stage_changes[field] = _dump(settings, field)
 
 
 def _describe_shortage(estimate: StageEstimate) -> Shortage:
@@ -66,11 +65,17 @@ def _describe_shortage(estimate: StageEstimate) -> Shortage:
     return Shortage(phase.name, rows, longest, batch.n_tokens, phase.parts, estimate.checkpointing)
 
 
-def _apply_to_stage(settings: Any, turn: Turn) -> tuple[Any, str]:
-    """Returns the settings with a turn of the stage's own, and the field that it is in."""
+def _apply(settings: Any, turn: Turn) -> tuple[Any, str]:
+    """Returns settings of a stage, or its runtime, with a turn of their own, and the field that it is in."""
     field, _, inner = turn.setting.partition(".")
     value = getattr(settings, field).model_copy(update={inner: turn.value}) if inner else turn.value
     return settings.model_copy(update={field: value}), field
+
+
+def _dump(settings: Any, field: str) -> Any:
+    """Returns a setting as a recipe has it."""
+    value = getattr(settings, field)
+    return value.model_dump(exclude_defaults=True) if hasattr(value, "model_dump") else value
 
 
 def find_most_tokens(

@@ -6,8 +6,9 @@
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+from qwen_align.align.settings.engine import DrawsWithEngine
 from qwen_align.align.settings.evaluate import Evaluate
-from qwen_align.align.settings.online_rl import OnlineRl, Vllm
+from qwen_align.align.settings.online_rl import OnlineRl
 from qwen_align.align.settings.pretrain import Pretrain
 from qwen_align.align.settings.rollout import Rollout
 from qwen_align.align.settings.runtime import Runtime, Strategy
@@ -73,14 +74,14 @@ def list_turns(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Tur
 
 def _list_for_loading(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Turn]:
     """Yields what to turn while models are loaded: how many bytes a weight has."""
-    yield from _list_for_vllm(settings)
+    yield from _list_for_vllm(settings, runtime)
     yield from _list_for_sharding(settings, runtime)
     yield from _list_for_weights(settings)
 
 
 def _list_for_drawing(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Turn]:
     """Yields what to turn while completions are drawn: how many are decoded side by side."""
-    yield from _list_for_vllm(settings)
+    yield from _list_for_vllm(settings, runtime)
     if runtime.kv_cache_gib is not None:  # without it, what is free beside passes over prompts
         yield Turn(f"{_RUNTIME}kv_cache_gib", None, runtime.kv_cache_gib, in_key=False)
     rows = min(runtime.generation_batch, short.rows or runtime.generation_batch)
@@ -130,7 +131,7 @@ def _list_for_updates(settings: Any, runtime: Runtime, short: Shortage) -> Itera
     if can_checkpoint and runtime.gradient_checkpointing is not True and not short.checkpoints:
         yield Turn(f"{_RUNTIME}gradient_checkpointing", True, runtime.gradient_checkpointing, in_key=False)
     yield from _list_for_sharding(settings, runtime)
-    yield from _list_for_sleep(settings)
+    yield from _list_for_sleep(settings, runtime)
     if isinstance(settings, Optimizer) and settings.lora is None:
         yield from _list_for_moments(settings, runtime)
     yield from _list_for_weights(settings)
@@ -138,7 +139,7 @@ def _list_for_updates(settings: Any, runtime: Runtime, short: Shortage) -> Itera
 
 def _list_for_syncing(settings: Any, runtime: Runtime, short: Shortage) -> Iterator[Turn]:
     """Yields what to turn while weights are sent to the engine: what the engine holds beside them."""
-    yield from _list_for_vllm(settings)
+    yield from _list_for_vllm(settings, runtime)
     yield from _list_for_passes(settings, runtime, short)
     yield from _list_for_weights(settings)
 
@@ -147,7 +148,7 @@ def _list_for_saving(settings: Any, runtime: Runtime, short: Shortage) -> Iterat
     """Yields what to turn while a checkpoint or a model is written: what training leaves, then what is written."""
     yield from _list_for_passes(settings, runtime, short)
     yield from _list_for_sharding(settings, runtime)
-    yield from _list_for_sleep(settings)
+    yield from _list_for_sleep(settings, runtime)
     if isinstance(settings, Optimizer) and settings.lora is None:
         yield from _list_for_moments(settings, runtime)
     yield from _list_for_weights(settings)
@@ -196,22 +197,26 @@ def _list_for_weights(settings: Any) -> Iterator[Turn]:
         yield Turn("precision", "bf16", "fp32", in_key=True)
     elif lora.base_weights == "fp32" and settings.precision == "bf16":
         yield Turn("lora.base_weights", "bf16", "fp32", in_key=True)
-    draws_with_vllm = isinstance(settings, OnlineRl) and isinstance(settings.engine, Vllm)
+    draws_with_vllm = isinstance(settings, OnlineRl) and settings.engine == "vllm"
     if lora.base_weights != "nf4" and not draws_with_vllm:
         yield Turn("lora.base_weights", "nf4", lora.base_weights, in_key=True)
 
 
-def _list_for_vllm(settings: Any) -> Iterator[Turn]:
-    """Yields a smaller share of the GPU for a vLLM in the trainer's own processes."""
-    engine = settings.engine if isinstance(settings, OnlineRl) else None
-    if isinstance(engine, Vllm) and engine.mode == "colocate" and engine.gpu_memory_utilization > _LEAST_ENGINE_SHARE:
-        share = engine.gpu_memory_utilization
+def _list_for_vllm(settings: Any, runtime: Runtime) -> Iterator[Turn]:
+    """Yields a smaller share of the stage's own GPU for vLLM."""
+    share = runtime.engine.get_memory_share(trains=isinstance(settings, OnlineRl))
+    if _has_engine_beside(settings, runtime) and runtime.device != "cpu" and share > _LEAST_ENGINE_SHARE:
         fewer = max(_LEAST_ENGINE_SHARE, round(share - 0.1, 2))
-        yield Turn("engine.gpu_memory_utilization", fewer, share, in_key=True)
+        yield Turn(f"{_RUNTIME}engine.gpu_memory_utilization", fewer, share, in_key=False)
 
 
-def _list_for_sleep(settings: Any) -> Iterator[Turn]:
-    """Yields that a vLLM in the trainer's own processes frees its memory while the policy is trained."""
-    engine = settings.engine if isinstance(settings, OnlineRl) else None
-    if isinstance(engine, Vllm) and engine.mode == "colocate" and not engine.enable_sleep_mode:
-        yield Turn("engine.enable_sleep_mode", True, False, in_key=True)
+def _list_for_sleep(settings: Any, runtime: Runtime) -> Iterator[Turn]:
+    """Yields that a vLLM on the trainer's device frees its memory while the policy is trained."""
+    is_trained = isinstance(settings, OnlineRl) and _has_engine_beside(settings, runtime)
+    if is_trained and runtime.device != "cpu" and not runtime.engine.enable_sleep_mode:
+        yield Turn(f"{_RUNTIME}engine.enable_sleep_mode", True, False, in_key=False)
+
+
+def _has_engine_beside(settings: Any, runtime: Runtime) -> bool:
+    """Returns whether vLLM draws for a stage on the stage's own device."""
+    return isinstance(settings, DrawsWithEngine) and settings.engine == "vllm" and runtime.engine.where == "beside"

@@ -1,6 +1,7 @@
 """Runs an online RL stage (grpo or ppo): builds prompts, judge, actor and trainer and trains the policy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,15 +13,16 @@ from transformers import PreTrainedModel, set_seed
 
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
+from qwen_align.align.generation import vllm
 from qwen_align.align.generation.local import open_local_engine
 from qwen_align.align.generation.requests import RenderedProblem, measure_prompts, render_problem
-from qwen_align.align.generation.vllm import VllmEngine
 from qwen_align.align.models import loading, quantized_base, reward_scorer
 from qwen_align.align.models.bf16_weights import hold_frozen_in_bf16
-from qwen_align.align.models.length_limit import compute_length_limit, require_length, require_room_for_completions
+from qwen_align.align.models.length_limit import require_length, require_room_for_completions
 from qwen_align.align.models.lora import build_lora_config, prepare_adapters
 from qwen_align.align.models.packed_attention import choose_attention
 from qwen_align.align.models.quantization_error import measure_quantization
+from qwen_align.align.models.weight_precision import Precision
 from qwen_align.align.models.weight_shards import build_shard_mesh
 from qwen_align.align.models.zero3_shards import partition_with_zero3
 from qwen_align.align.rendering.renderer import Renderer
@@ -35,9 +37,9 @@ from qwen_align.align.rl.ptx import RawTexts
 from qwen_align.align.rl.rollout_batches import HeldOutQuestions, RolloutSource
 from qwen_align.align.rl.trainer import OnlineTrainer
 from qwen_align.align.rows import Completion, Problem, Text, read_rows, require_row_type
-from qwen_align.align.settings.online_rl import ByVariance, OnlineRl, Vllm
+from qwen_align.align.settings.online_rl import ByVariance, OnlineRl
 from qwen_align.align.settings.strategy import SHARDINGS, choose_strategy
-from qwen_align.align.training import fit, trl_arguments, trl_vllm
+from qwen_align.align.training import fit, trl_arguments
 from qwen_align.align.training.callbacks import ProgressCallback
 from qwen_align.align.training.checkpointing import decide_checkpointing
 from qwen_align.align.training.distributed import get_local_world_size
@@ -87,13 +89,13 @@ def run(algorithm: Algorithm, inputs: Mapping[str, Path], out: Path, context: Co
         texts=texts,
         callbacks=[ProgressCallback(context)],
     )
-    if isinstance(spec.engine, Vllm):
-        trainer.rollout_source.use_engine(_connect_vllm(spec.engine, trainer, actor, renderer, source))
-    fit.train_and_save(trainer, spec, source, out, context)
-    summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps, "skipped_updates": trainer.skipped}
-    if spec.held_out:
-        figures = trainer.measure_held_out_now()
-        summary |= {f"held_out_{name}": value for name, value in figures._asdict().items()}
+    summary: dict[str, Any] = {"problems": len(prompts), "steps": spec.steps}
+    with _use_engine(spec, trainer, actor, renderer, source):
+        fit.train_and_save(trainer, spec, source, out, context)
+        if spec.held_out:
+            figures = trainer.measure_held_out_now()
+            summary |= {f"held_out_{name}": value for name, value in figures._asdict().items()}
+    summary["skipped_updates"] = trainer.skipped
     if trainer.texts is not None:
         summary |= {"ptx_texts": len(trainer.texts.samples), "dropped": trainer.texts.dropped}
     summary |= measure_quantization(actor.policy, out, prompts[0].prompt.ids, context)
@@ -189,20 +191,24 @@ def _build_rollout_source(
     return source
 
 
-def _connect_vllm(settings: Vllm, trainer: OnlineTrainer, actor: Actor, renderer: Renderer, source: Path) -> VllmEngine:
-    """Starts or connects to vLLM and returns the engine that samples with it."""
-    longest = trainer.rollout_source.find_longest_sequence()
-    tokenizer = fit.load_padding_tokenizer(source)
-    generation = trl_vllm.open_vllm_generation(
-        actor.policy, trainer.accelerator, tokenizer, settings, max_tokens=longest
-    )
-    config = actor.causal_lm.config
-    return VllmEngine(
-        generation,
-        stop_ids=renderer.stop_ids,
-        vocab_size=config.vocab_size,
-        max_positions=compute_length_limit(config.to_dict()),
-    )
+@contextmanager
+def _use_engine(
+    spec: OnlineRl, trainer: OnlineTrainer, actor: Actor, renderer: Renderer, source: Path
+) -> Iterator[None]:
+    """Has the trainer draw with the stage's engine inside a `with` block."""
+    if spec.engine == "local":
+        yield
+        return
+    rollouts = trainer.rollout_source
+    longest = rollouts.find_longest_sequence()
+    probe_ids = vllm.choose_probe([each.prompt.ids for each in rollouts.stream.problems], longest)
+    precision: Precision = "bf16" if spec.precision == "bf16" else "fp32"
+    request = vllm.EngineRequest(precision, longest, probe_ids, trains=True)
+    with vllm.open_vllm_engine(source, renderer, rollouts.context, request) as engine:
+        engine.sync_weights(actor.causal_lm, 0)  # what cannot be updated is said before anything is trained
+        rollouts.use_engine(engine)
+        rollouts.hold_weights = engine.stay_awake
+        yield
 
 
 def _read_reward_variances(order: ByVariance, inputs: Mapping[str, Path]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 from qwen_align.align.context import Context
 from qwen_align.align.errors import DataError
 from qwen_align.align.generation.requests import measure_prompts, render_problem
-from qwen_align.align.generation.resumable import SamplingRequest, judge_completions, load_engine, sample_completions
+from qwen_align.align.generation.resumable import SamplingRequest, judge_completions, open_engine, sample_completions
 from qwen_align.align.models import loading, reward_scorer
 from qwen_align.align.models.length_limit import require_room_for_completions
 from qwen_align.align.rows import Problem, read_rows, require_row_type, to_json_line
@@ -32,27 +32,21 @@ def run(settings: Rollout, inputs: Mapping[str, Path], out: Path, context: Conte
     draw_settings = SamplingRequest(
         settings.sampling, settings.completions_per_prompt, context.seed, keep_tokens=settings.keep_tokens
     )
-    completions = sample_completions(
-        load_engine(source, renderer, context, settings.precision),
-        renderer,
-        requests,
-        draw_settings,
-        context,
-        out / "parts",
-    )
-    if not context.is_main:
-        deque(completions, maxlen=0)
-        return {}
     reasons: Counter[str] = Counter()
     n_rows, n_judged, reward_sum, n_stopped, n_tokens = 0, 0, 0.0, 0, 0
-    with context.work_on("score"), (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
-        for row, verdict in judge_completions(completions, settings.rewards):
-            verdicts = verdict.parts or {}
-            file.write(to_json_line(row.model_copy(update={"verdicts": verdicts})) + "\n")
-            reasons.update(f"{name}: {part.reason}" for name, part in verdicts.items())
-            n_rows, n_tokens = n_rows + 1, n_tokens + row.n_tokens
-            n_judged, reward_sum = n_judged + (verdict.value is not None), reward_sum + (verdict.value or 0.0)
-            n_stopped += row.finish_reason == "stop"
+    with open_engine(settings, source, renderer, context, requests) as engine:
+        completions = sample_completions(engine, renderer, requests, draw_settings, context, out / "parts")
+        if not context.is_main:
+            deque(completions, maxlen=0)
+            return {}
+        with context.work_on("score"), (out / ".rows.jsonl").open("w", encoding="utf-8") as file:
+            for row, verdict in judge_completions(completions, settings.rewards):
+                verdicts = verdict.parts or {}
+                file.write(to_json_line(row.model_copy(update={"verdicts": verdicts})) + "\n")
+                reasons.update(f"{name}: {part.reason}" for name, part in verdicts.items())
+                n_rows, n_tokens = n_rows + 1, n_tokens + row.n_tokens
+                n_judged, reward_sum = n_judged + (verdict.value is not None), reward_sum + (verdict.value or 0.0)
+                n_stopped += row.finish_reason == "stop"
     if n_rows and not n_judged:
         most = ", ".join(f"{reason} ({count:,} times)" for reason, count in reasons.most_common(3))
         raise DataError(f"rewards: none of {n_rows:,} completions has a verdict: {most}")

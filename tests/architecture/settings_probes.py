@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -351,9 +350,13 @@ class World:
         finally:
             torch.set_num_threads(before)
 
-    def vllm(self, settings: Settings) -> Any:
-        """The arguments that TRL's way to vLLM is given."""
-        return record_vllm_arguments(to_stage({"name": "stage", **settings}).engine)
+    def engine(self, settings: Settings) -> Any:
+        """Where vLLM is started, with what, and which servers are asked."""
+        return record_engine(self.inputs["base"], self.scratch(), Runtime.model_validate({**CPU, "engine": settings}))
+
+    def runtime_engine(self, runtime: Settings) -> Any:
+        """The same of a whole runtime."""
+        return record_engine(self.inputs["base"], self.scratch(), Runtime.model_validate({**CPU, **runtime}))
 
     def trackers(self, settings: Settings) -> Any:
         """What trackers are told, and where their curves are said to go."""
@@ -628,19 +631,25 @@ def draw_prompts(spec: Any) -> list[str]:
     return drawn
 
 
-def record_vllm_arguments(engine: Any) -> Any:
-    """What VLLMGeneration is constructed with."""
+def record_engine(base: Path, folder: Path, runtime: Runtime) -> Any:
+    """The servers that an engine starts, with their arguments, and those that it asks."""
     from unittest import mock
 
-    from qwen_align.align.training import trl_vllm
+    from qwen_align.align.engines.vllm_server import list_server_arguments
+    from qwen_align.align.generation import vllm
+    from qwen_align.align.models import loading
 
-    # Imported before vLLM is said to be there, or it would be imported too.
-    generation, import_utils = (
-        importlib.import_module(f"trl.{name}") for name in ("generation.vllm_generation", "import_utils")
-    )
+    started: list[Any] = []
+
+    @contextlib.contextmanager
+    def record_servers(model: Any, places: Any, logs: Path, *, time_limit_s: float, report: Any) -> Iterator[list[str]]:
+        started.extend([*(list_server_arguments(model, place) for place in places), places, time_limit_s])
+        yield ["http://started"]
+
+    request, context = vllm.EngineRequest("fp32", 32, [1, 2], trains=True), Context(folder, 0, runtime)
     with (
-        mock.patch.object(import_utils, "is_vllm_available", return_value=True),
-        mock.patch.object(generation, "VLLMGeneration") as made,
+        mock.patch.object(vllm, "run_servers", record_servers),
+        mock.patch.object(vllm, "_check_servers"),
+        vllm.open_vllm_engine(base, loading.load_renderer(base), context, request) as engine,
     ):
-        trl_vllm.open_vllm_generation(None, None, None, engine, max_tokens=9)
-    return {name: str(value) for name, value in made.call_args.kwargs.items()}
+        return started, engine.client.urls, engine.can_sleep

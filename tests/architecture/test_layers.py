@@ -78,6 +78,7 @@ PACKAGES = {"align", *(f"align.{path.parent.name}" for path in (ROOT / "align").
 HEAVY = {
     "torch": (
         "align.doctor.all_reduce_process",
+        "align.engines.worker.*",
         "align.generation.*",
         "align.models.*",
         "align.pipeline.warm_server",

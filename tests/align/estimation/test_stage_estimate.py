@@ -81,7 +81,7 @@ def test_every_kind_has_its_phases() -> None:
         "dpo": [phase.name for phase in estimate(dpo(lora=LORA)).phases],
         "dpo in full": [phase.name for phase in estimate(dpo()).phases],
         "grpo": [phase.name for phase in estimate(grpo(lora=LORA)).phases],
-        "vllm": [phase.name for phase in estimate(grpo(engine={"kind": "vllm"})).phases],
+        "vllm": [phase.name for phase in estimate(grpo(engine="vllm")).phases],
     }
     assert names == {
         "sft": ["load", "update", "save"],
@@ -114,10 +114,10 @@ def test_weights_gradients_and_moments_are_those_of_the_method() -> None:
 
 def test_the_engines_copy_of_the_weights_and_the_reference_count() -> None:
     shape = read_model_shape(build_qwen3_config("0.6B"))
-    engine = {"kind": "vllm", "gpu_memory_utilization": 0.4}
+    settings, engine = grpo(engine="vllm"), {"gpu_memory_utilization": 0.4}
     for phase in ("draw", "update", "sync"):
-        assert get_parts(estimate(grpo(engine=engine)), phase)["engine"] == 0.4 * CARD.n_bytes
-    asleep = estimate(grpo(engine={**engine, "enable_sleep_mode": True}))
+        assert get_parts(estimate(settings, engine=engine), phase)["engine"] == 0.4 * CARD.n_bytes
+    asleep = estimate(settings, engine={**engine, "enable_sleep_mode": True})
     assert "engine" in get_parts(asleep, "draw")
     assert "engine" not in get_parts(asleep, "update")
     assert get_parts(estimate(grpo()), "draw")["drawing copy"] == 2.0 * shape.n_parameters
@@ -258,12 +258,25 @@ def test_activations_under_two_adapters_are_never_computed_again() -> None:
 
 
 def test_settings_that_fit_name_every_change() -> None:
-    engine = {"kind": "vllm", "gpu_memory_utilization": 0.4}
-    fit = find_fit(grpo(engine=engine), Runtime(), build_qwen3_config("1.7B"), CARD)
+    engine = {"gpu_memory_utilization": 0.4}
+    fit = find_fit(grpo(engine="vllm"), Runtime(engine=engine), build_qwen3_config("1.7B"), CARD)
     assert fit is not None
-    assert fit.stage == {"engine": {**engine, "enable_sleep_mode": True}, "optimizer": "adamw_8bit"}
-    again = grpo(engine={**engine, **fit.stage["engine"]}, optimizer=fit.stage["optimizer"])
+    assert fit.runtime["engine"] == {"gpu_memory_utilization": 0.3, "enable_sleep_mode": True}
+    assert fit.stage == {"optimizer": "adamw_8bit"}
+    again = grpo(engine="vllm", optimizer=fit.stage["optimizer"])
     assert estimate(again, "1.7B", **fit.runtime).peak == fit.estimate.peak
+
+
+def test_an_engine_elsewhere_takes_nothing_of_the_stages_device_and_one_beside_a_cpu_its_weights_and_keys() -> None:
+    settings, shape = grpo(engine="vllm"), read_model_shape(build_qwen3_config("0.6B"))
+    own = {"where": "own_gpus", "gpus": [7]}
+    assert "engine" not in get_parts(estimate(settings, engine=own), "draw")
+    found = estimate_stage(settings, Runtime(kv_cache_gib=2.0), build_qwen3_config("0.6B"), is_on_gpu=False)
+    assert found is not None
+    assert get_parts(found, "draw")["engine"] == 2.0 * shape.n_parameters + 2 * 2**30
+    alone = get_parts(estimate(evaluate(engine="vllm")), "draw")
+    assert alone["engine"] == 0.9 * CARD.n_bytes, "nothing is trained beside it"
+    assert "weights" not in alone, "this process has let its model go"
 
 
 @pytest.mark.parametrize("size", ["8B", "14B"])

@@ -334,16 +334,13 @@ def test_the_model_trains_after_sampling(model):
     model.zero_grad()
 
 
-def test_live_weights_are_sampled_and_the_checksum_follows_them():
+def test_live_weights_are_sampled():
     model = make_model()
     engine = LocalEngine(model, stop_ids=())
     requests = make_requests()
-    before, checksum = list(engine.generate(requests)), engine.sync_weights(model, 0)
-    assert engine.sync_weights(make_model(), 1) == checksum, "equal weights, equal checksum"
-    engine.sync_weights(model, 1)
+    before = list(engine.generate(requests))
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3, 4] += 1.0
-    assert engine.sync_weights(model, 2) != checksum
     assert list(engine.generate(requests)) != before
 
 

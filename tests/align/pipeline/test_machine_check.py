@@ -94,7 +94,12 @@ def test_gpus_that_are_not_there_are_refused(
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ({**RL, "engine": {"kind": "vllm"}}, "stage 'rl': engine: vllm is not installed: pip install"),
+        ({**RL, "engine": "vllm"}, "vllm: qwen-align engines install vllm"),
+        (
+            {**RL, "engine": "vllm", "runtime": {"engine": {"where": "server", "urls": ["http://127.0.0.1:9"]}}},
+            "stage 'rl': runtime.engine.urls: http://127.0.0.1:9/version: the engine does not answer: Connection",
+        ),
+        ({**RL, "engine": "vllm", "runtime": {"nodes": 2}}, "engine: vllm: was not made for runtime.nodes above 1"),
         (
             {**PPO, "runtime": {"gradient_checkpointing": True}},
             "runtime.gradient_checkpointing: with critic: separate",
@@ -113,6 +118,7 @@ def test_what_cannot_start_here_is_refused(
     planned: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: dict[str, Any], said: str
 ) -> None:
     monkeypatch.setattr(machine_check, "_is_installed", lambda package: False)
+    monkeypatch.setenv("QWEN_ALIGN_ENGINES", str(tmp_path / "none"))
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(RecipeError) as error:
         list(check.describe_plan(planned(PROBLEMS, stage)))
@@ -177,7 +183,7 @@ MINE = {"runtime": {"deepspeed": "ds.json"}}
         ({"optimizer": "adamw_8bit", "runtime": {"strategy": "zero1"}}, {}, "adamw_8bit: does not run under strategy"),
         ({**RL, "trainer": "trl", "runtime": {"strategy": "zero3"}}, {}, "trainer: trl runs with strategy ddp alone"),
         (
-            {**RL, "engine": {"kind": "vllm"}, "runtime": {"strategy": "zero3"}},
+            {**RL, "engine": "vllm", "runtime": {"strategy": "zero3"}},
             {},
             "engine: vllm is not sent weights that processes",
         ),

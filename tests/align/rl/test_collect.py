@@ -39,11 +39,8 @@ class Scripted:
                 time.sleep(self.seconds)
                 yield Generation(request, sample, [7, 1], [-0.5, -0.25], [-0.4, -0.2], "stop" if sample else "length")
 
-    def sync_weights(self, model: Any, version: int) -> str:
-        return ""
-
-    def compute_checksum(self, model: Any) -> str:
-        return ""
+    def sync_weights(self, model: Any, version: int) -> None:
+        pass
 
 
 class Words:

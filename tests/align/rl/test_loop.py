@@ -563,7 +563,7 @@ def test_old_log_probs_are_the_engines_or_recomputed(tiny_model: Path, tmp_path:
         ({"trainer": "trl", "updates": {"epochs": 2}}, "updates: trainer trl cannot"),
         ({"trainer": "trl", "kl": {"coefficient": 0.1, "estimator": "k2"}}, "kl: trainer trl cannot"),
         ({"advantage": "rloo", "advantage_scale": "none"}, "advantage_scale: is for advantage: group"),
-        ({"engine": {"kind": "vllm", "mode": "server"}}, "base_url"),
+        ({"engine": {"kind": "vllm"}}, "engine: is a name: write engine: vllm; where vLLM runs is in runtime.engine"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -571,6 +571,9 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any
         TypeAdapter[Any](AnyStage).validate_python({**GRPO, **settings})
 
 
-def test_vllm_is_asked_for_where_it_is_not_installed(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="vllm is not installed"):
-        run(tmp_path, tiny_model, {**GRPO, "engine": {"kind": "vllm"}})
+def test_vllm_is_asked_for_where_it_is_not_installed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN_ALIGN_ENGINES", str(tmp_path / "none"))
+    with pytest.raises(RecipeError, match=r"vllm.*qwen-align engines install vllm"):
+        run(tmp_path, tiny_model, {**GRPO, "engine": "vllm"})

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwen_align.align.errors import StageError
-from qwen_align.align.generation.engine import Generation, Request, compute_weights_checksum
+from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.local import LocalEngine
 from qwen_align.align.rl.actor import Actor
 from qwen_align.align.rl.rollouts import Rollouts
@@ -37,12 +37,8 @@ class Copying:
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         return self.inner.generate(requests)
 
-    def sync_weights(self, model: Any, version: int) -> str:
+    def sync_weights(self, model: Any, version: int) -> None:
         self.inner = LocalEngine(copy.deepcopy(model).to(torch.bfloat16), **self.settings)
-        return compute_weights_checksum(self.inner.model.named_parameters())
-
-    def compute_checksum(self, model: Any) -> str:
-        return compute_weights_checksum((name, weight.to(torch.bfloat16)) for name, weight in model.named_parameters())
 
 
 def use_copying_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from qwen_align.align.context import Context
-from qwen_align.align.errors import StageError
-from qwen_align.align.generation.engine import Generation, Request, compute_weights_checksum
+from qwen_align.align.generation.engine import Generation, Request
 from qwen_align.align.generation.requests import RenderedProblem
 from qwen_align.align.rendering.renderer import Prompt
 from qwen_align.align.rl.algorithm import build_grpo
@@ -27,14 +25,13 @@ from qwen_align.reward.verdict import Verdict
 
 
 class Copying:
-    """An engine with a copy of the weights, which it keeps stale when it is told to."""
+    """An engine with a copy of the weights."""
 
     has_own_weights = True
 
-    def __init__(self, model: nn.Module, *, is_stuck: bool) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.held = nn.Linear(2, 2)
         self.held.load_state_dict(model.state_dict())
-        self.is_stuck = is_stuck
         self.drew_with: list[float] = []
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
@@ -43,13 +40,8 @@ class Copying:
             for sample in request.sample_numbers:
                 yield Generation(request, sample, [1], [-0.5], [-0.5], "stop")
 
-    def sync_weights(self, model: nn.Module, version: int) -> str:
-        if not self.is_stuck:
-            self.held.load_state_dict(model.state_dict())
-        return self.compute_checksum(self.held)
-
-    def compute_checksum(self, model: nn.Module) -> str:
-        return compute_weights_checksum(model.named_parameters())
+    def sync_weights(self, model: nn.Module, version: int) -> None:
+        self.held.load_state_dict(model.state_dict())
 
 
 class Words:
@@ -86,7 +78,7 @@ def rollout_source(engine: Copying, folder: Path) -> RolloutSource:
 
 def test_every_batch_is_drawn_with_the_weights_of_its_moment(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    engine = Copying(model, is_stuck=False)
+    engine = Copying(model)
     batches = rollout_source(engine, tmp_path)
     for value in (1.0, 2.0, 3.0):
         with torch.no_grad():
@@ -95,22 +87,10 @@ def test_every_batch_is_drawn_with_the_weights_of_its_moment(tmp_path: Path) -> 
     assert engine.drew_with == [1.0, 2.0, 3.0]
 
 
-def test_weights_that_did_not_arrive_end_the_stage(tmp_path: Path) -> None:
-    model = nn.Linear(2, 2)
-    engine = Copying(model, is_stuck=True)
-    batches = rollout_source(engine, tmp_path)
-    batches.collect_next_batch(model, 1)
-    with torch.no_grad():
-        model.weight.add_(1.0)
-    with pytest.raises(StageError, match="batch 2: the engine's weights are not the policy's after they were sent"):
-        batches.collect_next_batch(model, 2)
-    assert len(engine.drew_with) == 1, "nothing is drawn with them"
-
-
 def test_every_draw_finds_the_weights_held_whole_and_none_stay_so(tmp_path: Path) -> None:
     """As where processes hold parts of them: before the first step, for a batch, on the held-out set."""
     model = nn.Linear(2, 2)
-    engine = Copying(model, is_stuck=False)
+    engine = Copying(model)
     source = rollout_source(engine, tmp_path)
     source.held_out_questions = HeldOutQuestions(source.setup, source.stream.problems, source.judge, 1.0)
     held, was_held = [], []
