@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from qwen_align import cli
-from qwen_align.align.settings import online_rl
+from qwen_align.align.settings.engine import EngineSettings
 from qwen_align.align.settings.grpo import Grpo
 from qwen_align.align.settings.runtime import Runtime, Strategy
 from qwen_align.align.settings.training import Lora, Optimizer
@@ -23,6 +23,8 @@ WITHOUT_SETTING = {
     "sequence packing": "align/models/packed_attention.py",
     "head in tiles": "align/training/token_scores.py",
     "fused decoding": "align/generation/fused_decoding.py",
+    "mixtures of experts": "align/training/expert_load.py",
+    "YaRN": "align/models/rotary_scaling.py",
 }
 # Which of the runtime's settings are ways of computing of their own; the others say how much, or are among the lines.
 RUNTIME_SWITCHES = {"deepspeed", "nodes", "gradient_checkpointing", "activation_offloading"}
@@ -31,6 +33,7 @@ RUNTIME_AMOUNTS = {
     *("device", "processes", "micro_batch", "micro_batch_tokens", "generation_batch", "kv_cache_gib"),
     *("prefill_tokens", "checkpoint_every", "threads"),
     "strategy",  # in the lines of the kinds
+    "engine",  # has lines of its own
 }
 
 
@@ -66,7 +69,7 @@ def list_paths() -> list[str]:
         paths += [f"runtime.{field}: {value}" for value in list_values(Runtime, field)]
     paths += [f"runtime.{field}" for field in RUNTIME_SWITCHES]
     paths += [f"launch {option}" for option in list_launchers()]
-    paths += ["engine: local", *(f"engine: vllm, {place}" for place in list_values(online_rl.Vllm, "mode"))]
+    paths += ["engine: local", *(f"engine: vllm, {place}" for place in list_values(EngineSettings, "where"))]
     paths += [f"precision: {value}" for value in list_values(Optimizer, "precision")]
     paths += [f"optimizer: {value}" for value in list_values(Optimizer, "optimizer")]
     paths += [f"lora.base_weights: {value}" for value in list_values(Lora, "base_weights")]

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen_align.align.settings.runtime import Runtime
-
 STEPS = 3
 ADAPTERS = {"rank": 16, "alpha": 32}
 LORA = {"lora": ADAPTERS}
@@ -26,6 +24,8 @@ WITHOUT_CASE = {
     "launch --slurm": "takes a cluster with Slurm",
     "launch --hosts": "takes machines that are reached by SSH",
     "engine: vllm, server": "takes a server that runs already",
+    "mixtures of experts": "takes a mixture's folder: try it with your own recipe",
+    "YaRN": "takes rows of more than 32,768 tokens: try it with your own recipe",
 }
 
 
@@ -160,22 +160,19 @@ def _list_cases_without_memory() -> list[Case]:
 
 
 def _list_vllm_cases() -> list[Case]:
-    """Lists vLLM's places: as the recipe of this version says them."""
-    if "engine" in Runtime.model_fields:
-        places = {
-            "beside": ({"where": "beside"}, 1),
-            "own_gpus": ({"where": "own_gpus", "gpus": [1]}, 2),
-            "tensor_parallel": ({"where": "own_gpus", "gpus": [1, 2], "tensor_parallel": 2}, 3),
-        }
-        return [
-            _with_gpus(
-                _online("grpo", f"grpo_vllm_{place}", f"engine: vllm, {place}", engine="vllm", runtime={"engine": how}),
-                gpus,
-            )
-            for place, (how, gpus) in places.items()
-        ]
-    colocated = {"kind": "vllm", "mode": "colocate", "gpu_memory_utilization": 0.3}
-    return [_online("grpo", "grpo_vllm", "engine: vllm, colocate", engine=colocated, packages=("vllm",))]
+    """Lists vLLM's places, and one copy of the model on two cards."""
+    places = {
+        "beside": ({"where": "beside"}, 1),
+        "own_gpus": ({"where": "own_gpus", "gpus": [1]}, 2),
+        "tensor_parallel": ({"where": "own_gpus", "gpus": [1, 2], "tensor_parallel": 2}, 3),
+    }
+    return [
+        _with_gpus(
+            _online("grpo", f"grpo_vllm_{place}", f"engine: vllm, {place}", engine="vllm", runtime={"engine": how}),
+            gpus,
+        )
+        for place, (how, gpus) in places.items()
+    ]
 
 
 def _with_gpus(case: Case, gpus: int) -> Case:
