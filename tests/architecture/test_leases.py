@@ -10,6 +10,8 @@ IDENTITY = "align/store/process_identity.py"  # says which process on which mach
 # Process numbers of this very machine: of a process's own parent, children and forks.
 OWN_PROCESSES = {
     IDENTITY,
+    "align/engines/server_guard.py",
+    "align/models/loading.py",  # a fork does not delete its parent's folder
     "align/pipeline/launcher.py",
     "align/pipeline/lease_guard.py",
     "align/pipeline/process_lifetime.py",
