@@ -77,7 +77,7 @@ def _check_balancing(settings: Optimizer, config: Mapping[str, Any], runtime: Ru
         reason = f"is known of {', '.join(MIXTURES)}, not of {config.get('model_type')}"
     elif _has_windows(config):
         reason = "reads packed rows, which this model with sliding windows cannot"
-    elif not getattr(settings, "has_own_loop", True):
+    elif not settings.sees_whole_steps:
         reason = "needs trainer: native, for TRL's is a mean over passes"
     elif choose_strategy(runtime) == "zero3":
         reason = "was never run under zero3, whose passes have to be alike; take strategy fsdp2"

@@ -60,6 +60,10 @@ class Grpo(OnlineRl):
         return self.trainer == "native"
 
     @property
+    def sees_whole_steps(self) -> bool:
+        return self.has_own_loop
+
+    @property
     def loss_name(self) -> str:
         return self.loss
 

@@ -107,3 +107,8 @@ class Optimizer(Strict):
     )
     lora: Lora | None = Field(None, description="train LoRA adapters only; null = train all weights")
     experts: Experts = Field(Experts(), description="how the routers of a mixture of experts are trained")
+
+    @property
+    def sees_whole_steps(self) -> bool:
+        """Returns whether a loss over the whole batch of an optimiser step can be computed."""
+        return True
