@@ -273,12 +273,21 @@ def take_lease(
 
 
 def _follow(files: LeaseFiles, sight: Sight, me: ProcessIdentity, *, spans_hosts: bool) -> Lease | None:
-    """Creates the file after the last that was seen, if that is there still. Returns None where others have one."""
+    """Creates the file after the last that was seen, if that is there still.
+
+    Returns None where others have one, or may have by now: a process can be stopped between creating and returning.
+    """
     if sight.number and not files.confirm(sight.number, sight.content or b""):
         return None
     lease = _create(files, sight.number + 1, me, sight.record, spans_hosts=spans_hosts)
-    if lease:
-        _delete_superseded(files, lease.number, me)
+    if lease is None:
+        return None
+    _delete_superseded(files, lease.number, me)
+    try:
+        lease.check()
+    except LeaseLost:
+        held_tokens.discard(lease.record.token)
+        return None
     return lease
 
 

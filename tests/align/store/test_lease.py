@@ -101,6 +101,22 @@ def test_two_never_write_at_once_in_thousands_of_worlds() -> None:
             pass
 
 
+def test_who_was_stopped_while_it_took_a_lease_takes_another(tmp_path: Path) -> None:
+    """Others may have waited for its heartbeat for so long that they hold the next one."""
+
+    class Stopped(ClockedFiles):
+        def list_numbers(self) -> list[int]:
+            numbers = super().list_numbers()
+            if numbers == [1]:
+                self.now += FENCE_S + 1
+            return numbers
+
+    lease = take_lease(Stopped(tmp_path / "lease"), ME)
+    assert lease.number == 2
+    lease.check()
+    lease.end()
+
+
 def test_a_lease_says_who_holds_it_and_is_given_back(tmp_path: Path) -> None:
     with hold_lease(tmp_path / "lease") as held:
         record = json.loads((tmp_path / "lease" / "1.json").read_text())
