@@ -18,7 +18,7 @@ Two never write at once as long as no host sees what another has written more th
   FENCE_S later; if it is on another host, it may have seen the one before VISIBILITY_S late. So
   EXPIRY_S > 2 FENCE_S + VISIBILITY_S + the time between two looks and that of a process to end.
 - Who sees old files only may create a number that was there and deleted. A file is deleted only when a later one has
-  been there for VISIBILITY_S: whoever looks again after creating sees a later one, and withdraws.
+  been there for VISIBILITY_S: whoever looks again after creating sees a later one, and leaves it to that one's holder.
 - In a folder that was deleted and made anew numbers begin at 1 again. Before it creates a number one asks the server
   for the very file whose holder has gone.
 
@@ -217,11 +217,9 @@ def _create(
     held_tokens.add(record.token)  # before it can be seen, or another thread would take it for left
     lease = None
     try:
-        if files.create(number, record.to_bytes()):
-            if max(files.list_numbers(), default=0) <= number:
-                lease = Lease(files, number, record, before=before, is_joint=members is not None)
-            else:
-                files.remove(number)  # it had been deleted, after later ones
+        # One that is made after later ones stays: whoever holds the last deletes it, once everybody sees that one.
+        if files.create(number, record.to_bytes()) and max(files.list_numbers(), default=0) <= number:
+            lease = Lease(files, number, record, before=before, is_joint=members is not None)
     finally:
         if lease is None:
             held_tokens.discard(record.token)
