@@ -208,8 +208,8 @@ TURNED: list[tuple[str, dict[str, Any], dict[str, Any], Phase, tuple[str, Any, b
     ("sft", {"lora": NF4}, {}, Phase("load"), None),
     (
         "grpo",
-        {"lora": LORA, "engine": {"kind": "vllm", "gpu_memory_utilization": 0.1}},
-        {},
+        {"lora": LORA, "engine": "vllm"},
+        {"device": "cuda", "engine": {"gpu_memory_utilization": 0.1}},
         Phase("load"),
         None,  # vLLM does not draw from a base in 4 bits
     ),
@@ -224,10 +224,10 @@ TURNED: list[tuple[str, dict[str, Any], dict[str, Any], Phase, tuple[str, Any, b
     ("sft full", {}, {"micro_batch": 4}, Phase("save", 1), ("runtime.micro_batch", 2, False)),
     (
         "grpo",
-        {"engine": {"kind": "vllm", "gpu_memory_utilization": 0.4}},
-        {},
+        {"engine": "vllm"},
+        {"device": "cuda", "engine": {"gpu_memory_utilization": 0.4}},
         Phase("sync", 1),
-        ("engine.gpu_memory_utilization", 0.3, True),
+        ("runtime.engine.gpu_memory_utilization", 0.3, False),
     ),
 ]
 
