@@ -6,14 +6,13 @@ from typing import Any, get_args
 
 import pytest
 
-from qwen_align.align.commands import doctor
+from qwen_align.align.doctor.engines import check_engines
 from qwen_align.align.engines import locks
 from qwen_align.align.engines.catalogue import ENGINES, Device, EngineName
-from qwen_align.align.engines.environments import RECORD, EngineRecord, find_engine_python, list_engines
+from qwen_align.align.engines.environments import RECORD, find_engine_python, list_engines
 from qwen_align.align.errors import RecipeError
-from qwen_align.align.store.files import write_json
+from tests.align.engines.made_up_environment import PLATFORM, make_environment
 
-PLATFORM = "linux_x86_64"
 BUILDS = [
     (name, device, python) for name, builds in ENGINES.items() for device, b in builds.items() for python in b.pythons
 ]
@@ -23,29 +22,6 @@ BUILDS = [
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QWEN_ALIGN_ENGINES", str(tmp_path / "engines"))
     return tmp_path / "engines"
-
-
-def make_environment(
-    root: Path, name: EngineName = "vllm", device: Device = "cpu", changes: dict[str, Any] | None = None
-) -> Path:
-    """An environment as an installation leaves it, as far as anything looks at it."""
-    lock = locks.read_lock(name, device, PLATFORM, "3.11")
-    python = root / name / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.touch()
-    record = EngineRecord(
-        name=name,
-        device=device,
-        platform=PLATFORM,
-        python="3.11.7",
-        versions={package.name: package.version for package in lock.packages},
-        lock=lock.path.name,
-        lock_sha256=lock.sha256,
-        installed_at="2026-11-30T12:00:00+00:00",
-        qwen_align="0.1.0",
-    )
-    write_json(root / name / RECORD, {**record._asdict(), **(changes or {})})
-    return python
 
 
 @pytest.mark.parametrize(("name", "device", "python"), BUILDS)
@@ -136,11 +112,10 @@ def test_the_doctor_and_the_list_tell_each_engine(root: Path, cli: Callable[...,
     assert lines[2].startswith(
         "llama_cpp     not installed: of the lock: llama-cpp-python 0.3.36 for cpu (untested on hardware)  -> "
     )
-    findings = {finding.what: finding for finding in doctor._check_engines()}
-    assert findings["vllm"].format_line().startswith("ok    vllm          installed: ")
-    assert findings["llmcompressor"].format_line().startswith("note  llmcompressor")
-    assert findings["llama_cpp"].format_line().startswith("ok    llama_cpp     not installed")
-    assert not any(finding.is_bad for finding in findings.values())
+    vllm, llmcompressor, llama_cpp = (finding.format_line() for finding in check_engines())
+    assert vllm.startswith("ok    engine        vllm: installed: ")
+    assert llmcompressor.startswith("note  engine        llmcompressor: outdated")
+    assert llama_cpp.startswith("ok    engine        llama_cpp: not installed")
 
 
 @pytest.mark.parametrize(

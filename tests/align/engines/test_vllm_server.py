@@ -14,6 +14,7 @@ import pytest
 from qwen_align.align.engines.vllm_client import VllmClient
 from qwen_align.align.engines.vllm_server import Place, ServedModel, list_server_arguments, run_servers
 from qwen_align.align.errors import RecipeError, StageError
+from tests.align.engines.made_up_environment import make_environment
 
 CPU = Place((), 0.9, can_sleep=False)
 
@@ -54,8 +55,7 @@ def pids(tmp_path: Path) -> Iterator[Path]:
 
 def install(monkeypatch: pytest.MonkeyPatch, pids: Path, start: str = "") -> None:
     """Makes the script the Python of vLLM's environment."""
-    python = pids.parent / "engines" / "vllm" / "bin" / "python"
-    python.parent.mkdir(parents=True)
+    python = make_environment(pids.parent / "engines")
     python.write_text(f"#!{sys.executable}\n{SERVER.format(pids=str(pids), start=start)}")
     python.chmod(0o755)
     monkeypatch.setenv("QWEN_ALIGN_ENGINES", str(pids.parent / "engines"))

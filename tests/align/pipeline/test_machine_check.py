@@ -94,7 +94,7 @@ def test_gpus_that_are_not_there_are_refused(
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        ({**RL, "engine": "vllm"}, "vllm: qwen-align engines install vllm"),
+        ({**RL, "engine": "vllm"}, "stage 'rl': engine vllm: not installed"),
         (
             {**RL, "engine": "vllm", "runtime": {"engine": {"where": "server", "urls": ["http://127.0.0.1:9"]}}},
             "stage 'rl': runtime.engine.urls: http://127.0.0.1:9/version: the engine does not answer: Connection",
