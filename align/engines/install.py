@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from packaging.utils import canonicalize_name
+
 import qwen_align
 from qwen_align.align.engines import locks
 from qwen_align.align.engines.catalogue import ENGINES, Device, EngineBuild, EngineName
@@ -313,8 +315,8 @@ def _word_failure(installation: Installation, said: str) -> str:
 def _check_versions(installation: Installation, python: Path) -> None:
     """Raises StageError where an environment does not hold the very versions of its lock."""
     done = subprocess.run([str(python), "-I", "-c", _LIST_INSTALLED], capture_output=True, text=True, check=True)
-    installed = {_normalize(name): version for name, version in json.loads(done.stdout).items()}
-    wanted = {_normalize(package.name): package.version for package in installation.lock.packages}
+    installed = {canonicalize_name(name): version for name, version in json.loads(done.stdout).items()}
+    wanted = {canonicalize_name(package.name): package.version for package in installation.lock.packages}
     others = {name: installed.get(name) for name, version in wanted.items() if installed.get(name) != version}
     if others:
         name, version = next(iter(others.items()))
@@ -322,11 +324,6 @@ def _check_versions(installation: Installation, python: Path) -> None:
             f"engine {installation.name}: not installed: {name} is {version or 'missing'}, and the lock has "
             f"{wanted[name]}; log: {installation.log}"
         )
-
-
-def _normalize(name: str) -> str:
-    """Returns a package's name in the one form that its spellings share (PEP 503)."""
-    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def _name_final_folder(installation: Installation) -> None:
